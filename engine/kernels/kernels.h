@@ -1,0 +1,129 @@
+// The CPU kernels: plain functions on plain memory, gathered in one table per instruction tier.
+//
+// The rules every kernel keeps (they make batch invariance possible, see the README of this folder):
+//   - each output element is reduced in one fixed order, whatever the number of rows in the call, and whichever task or
+//     thread runs it; tails are padded with zeros, never computed by another formula;
+//   - no kernel allocates; none keeps state.
+// Tiers may differ from one another in the last bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "engine/base/dtype.h"
+
+namespace scion::kernels {
+
+enum class Tier : uint8_t {
+  kPortable,    // plain C++, any machine
+  kAvx512,      // AVX-512 F/BW/VL: bf16 weights widened in registers, fp32 FMA
+  kAvx512Bf16,  // AVX-512 BF16: vdpbf16ps on bf16 weights and bf16 activations
+};
+
+std::string_view TierName(Tier tier);  // "portable", "avx512", "avx512bf16"
+
+// The tiers that this machine can run, slowest first; never empty.
+std::span<const Tier> SupportedTiers();
+
+// The fastest supported tier, or the one that the environment variable SCION_CPU_TIER names. InvalidArgument when that
+// names no tier, or one that this machine cannot run; the message lists those it can.
+absl::StatusOr<Tier> ChooseTier();
+
+// How weights lie in memory.
+enum class WeightType : uint8_t { kBF16, kF32 };
+// How cached keys and values lie in memory.
+enum class KvType : uint8_t { kBF16, kF32 };
+constexpr size_t KvTypeBytes(KvType t) { return t == KvType::kBF16 ? 2 : 4; }
+
+// ---- Packed weights --------------------------------------------------------------------------------------------------
+// A matrix W [out_features, in_features] is cut into panels of kPanelWidth output features; a panel is contiguous and
+// is streamed once, front to back. The last panel and the inner dimension are padded with zeros. The layout depends on
+// the weight type only, not on the tier.
+inline constexpr int kPanelWidth = 64;
+constexpr int NumPanels(int out_features) { return (out_features + kPanelWidth - 1) / kPanelWidth; }
+size_t PackedPanelBytes(WeightType type, int in_features);
+inline size_t PackedBytes(WeightType type, int out_features, int in_features) {
+  return static_cast<size_t>(NumPanels(out_features)) * PackedPanelBytes(type, in_features);
+}
+// Packs one panel. `rows`: row-major source [num_rows, in_features] of `source_type` (kBF16, kF16 or kF32), the panel's
+// output features in order, num_rows <= kPanelWidth. `out`: PackedPanelBytes(type, in_features) bytes, 64-byte aligned.
+void PackPanel(DType source_type, const std::byte* rows, int num_rows, int in_features, WeightType type,
+               std::byte* out);
+
+// Does not own. data is 64-byte aligned.
+struct PackedMatrix {
+  const std::byte* data = nullptr;
+  int out_features = 0;
+  int in_features = 0;
+  WeightType type = WeightType::kBF16;
+};
+
+// ---- Attention -------------------------------------------------------------------------------------------------------
+// Tokens per KV block, and also the softmax tile: tiles lie at absolute positions, so prefill and decode of the same
+// position reduce in the same order.
+inline constexpr int kKvBlockTokens = 32;
+
+// One layer's K and V in the block pool. Inside a block:
+//   k [num_kv_heads, head_dim, kKvBlockTokens]   (transposed: one query against a tile of keys is a vector operation)
+//   v [num_kv_heads, kKvBlockTokens, head_dim]
+// Both of `type`, blocks `block_bytes` apart (num_kv_heads * head_dim * kKvBlockTokens * KvTypeBytes(type)).
+struct KvPlanes {
+  std::byte* k = nullptr;
+  std::byte* v = nullptr;
+  size_t block_bytes = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;  // a multiple of 16, at most 256
+  KvType type = KvType::kBF16;
+};
+
+struct KernelTable {
+  Tier tier;
+
+  // ---- matmul: y = x W^T ----
+  // Activations are brought into the form that matmul reads once per step, and reused by all matrices of that input.
+  // x [., in_features] fp32, rows x_stride floats apart; row_index selects (and orders) the rows, or is null for rows
+  // 0..rows-1. out: rows * ActivationRowBytes(type, in_features) bytes, 64-byte aligned.
+  size_t (*activation_row_bytes)(WeightType type, int in_features);
+  void (*prepare_activations)(WeightType type, const float* x, size_t x_stride, const int32_t* row_index, int rows,
+                              int in_features, std::byte* out);
+  // y [rows, out_features] fp32, rows y_stride floats apart, only the columns of panels [panel_begin, panel_end).
+  void (*matmul)(const PackedMatrix& w, const std::byte* activations, int rows, int panel_begin, int panel_end,
+                 float* y, size_t y_stride);
+  // The same for a pair of matrices of one shape, fused: y = silu(x gate^T) * (x up^T).
+  void (*matmul_swiglu)(const PackedMatrix& gate, const PackedMatrix& up, const std::byte* activations, int rows,
+                        int panel_begin, int panel_end, float* y, size_t y_stride);
+
+  // ---- rows of hidden_size ----
+  // out = x * rsqrt(mean(x^2) + eps) * weight, n elements. out may be x.
+  void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* out);
+  // acc += scale * x, n elements.
+  void (*add_scaled)(float* acc, const float* x, float scale, int n);
+
+  // ---- attention ----
+  // Rotates num_heads heads of head_dim in place; halves are paired (i, i + head_dim/2) as in Hugging Face's Llama.
+  // cos, sin [head_dim/2] of the token's position.
+  void (*rope)(float* heads, int num_heads, int head_dim, const float* cos, const float* sin);
+  // Writes one token's key and value (fp32 [num_kv_heads, head_dim], k already rotated) into its block slot, rounded to
+  // the cache's type.
+  void (*write_kv)(const KvPlanes& planes, int32_t block, int slot, const float* k, const float* v);
+  // Attention of one token at `position` over positions 0..position, for one kv head and its group of query heads.
+  //   q, out [group_size, head_dim]: the query heads that share kv_head; out may not alias q
+  //   block_table: block ids of the sequence, at least position / kKvBlockTokens + 1
+  // Keys and values come from the cache only, this token's included.
+  void (*attend)(const KvPlanes& planes, const int32_t* block_table, int position, int kv_head, int group_size,
+                 const float* q, float scale, float* out);
+
+  // ---- logits ----
+  // log(sum(exp(x))) over n elements.
+  float (*log_sum_exp)(const float* x, int n);
+  // Index of the largest element, the lowest on ties; n >= 1; NaN never wins.
+  int (*argmax)(const float* x, int n);
+};
+
+// Precondition: tier is in SupportedTiers().
+const KernelTable& GetKernels(Tier tier);
+
+}  // namespace scion::kernels

@@ -1,0 +1,81 @@
+// A model directory, opened and checked, not yet loaded: names, shapes and places of all tensors, read through
+// ReadOnlyFile. The directory is hostile until proven otherwise: every extent is checked against the file's size before
+// anything is allocated, links that lead out of the directory are refused, and each error names file and tensor.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/base/dtype.h"
+#include "engine/base/file.h"
+#include "engine/model/model_spec.h"
+
+namespace scion {
+
+// A tensor in a data file of the checkpoint.
+struct TensorInfo {
+  std::string name;
+  DType dtype;
+  std::vector<int64_t> shape;
+  int file;           // index into Checkpoint::files()
+  uint64_t offset;    // of the data, from the start of the file
+  uint64_t bytes;     // product of shape times DTypeBytes(dtype), checked
+};
+
+struct CheckpointFile {
+  std::string path;        // relative to the directory, as in the index and the lock: "domains/code.safetensors"
+  std::optional<int> domain;  // index into spec().domains; nothing for the trunk
+  uint64_t generation = 1;    // from the lock
+  ReadOnlyFile file;
+};
+
+class Checkpoint {
+ public:
+  // Opens and checks a Scion or plain Hugging Face (Llama) directory: config.json, the lock if there is one (it decides
+  // which files are meant), else the index, else every *.safetensors beside config.json; then every tensor that the
+  // spec asks for: present, in the right file, of the right shape and dtype. Route tables are read whole and every
+  // entry checked against the group's number of experts.
+  // NotFound: no such directory or file. InvalidArgument: a config that makes no sense. DataLoss: a damaged file.
+  // Unimplemented: a model that this build can't run.
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::filesystem::path& directory);
+
+  const std::filesystem::path& directory() const { return directory_; }
+  const ModelSpec& spec() const { return spec_; }
+  std::span<const CheckpointFile> files() const { return files_; }
+  // In file order, by offset within a file.
+  std::span<const TensorInfo> tensors() const { return tensors_; }
+  // NotFound names the tensor.
+  absl::StatusOr<const TensorInfo*> Find(std::string_view name) const;
+
+  // Copies bytes [offset, offset + out.size()) of a tensor's data. DataLoss, naming file and tensor, if the file has
+  // shrunk since it was opened or cannot be read. Thread-safe.
+  absl::Status Read(const TensorInfo& tensor, uint64_t offset, std::span<std::byte> out) const;
+
+  // Whole small tensors. A float tensor of any float type is widened to fp32; an I32 tensor is copied.
+  absl::StatusOr<std::vector<float>> ReadFloats(const TensorInfo& tensor) const;
+  absl::StatusOr<std::vector<int32_t>> ReadInt32(const TensorInfo& tensor) const;
+
+ private:
+  std::filesystem::path directory_;
+  ModelSpec spec_;
+  std::vector<CheckpointFile> files_;
+  std::vector<TensorInfo> tensors_;
+  absl::flat_hash_map<std::string, int> by_name_;
+};
+
+// Names of tensors in the design's format.
+std::string TrunkTensorName(int layer, std::string_view rest);  // "model.layers.{l}.{rest}"
+std::string ExpertTensorName(int layer, std::string_view domain, int expert, std::string_view projection);
+std::string RouteTensorName(int layer, std::string_view domain);
+std::string RouteWeightTensorName(int layer, std::string_view domain);
+
+}  // namespace scion

@@ -1,0 +1,88 @@
+// Byte-level BPE read from a Hugging Face tokenizer.json (GPT-2's byte alphabet, a regex pre-tokenizer, ranked merges).
+//
+// Any byte sequence can be encoded; decoding what was encoded gives the same bytes back. Thread-safe once loaded.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace scion {
+
+class Tokenizer {
+ public:
+  struct EncodeOptions {
+    // Whether the text of special tokens ("<|im_start|>") becomes the special token. True for templates and raw
+    // completions, never for message content.
+    bool parse_special = true;
+    // Whether to add the tokens that the file's own post-processor adds (BOS); never doubles a BOS that is there.
+    bool add_special = true;
+  };
+
+  // Reads tokenizer.json and, where present, tokenizer_config.json (chat_template, bos/eos). The file is hostile:
+  // depth, sizes and ids are bounded and checked. InvalidArgument or Unimplemented name what is wrong.
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::filesystem::path& directory);
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Parse(std::string_view tokenizer_json,
+                                                          std::string_view tokenizer_config_json);
+  virtual ~Tokenizer() = default;
+
+  // Appends to ids.
+  virtual void Encode(std::string_view text, const EncodeOptions& options, std::vector<int32_t>& ids) const = 0;
+  // The bytes of one token: the empty string for ids outside the vocabulary. Special tokens give their text.
+  virtual std::string_view TokenBytes(int32_t id) const = 0;
+  virtual bool IsSpecial(int32_t id) const = 0;
+  // Largest id plus one.
+  virtual int32_t size() const = 0;
+  virtual std::optional<int32_t> FindSpecial(std::string_view text) const = 0;
+  virtual std::optional<int32_t> bos_token_id() const = 0;
+  virtual std::optional<int32_t> eos_token_id() const = 0;
+  // tokenizer_config.json's chat_template, if any.
+  virtual const std::optional<std::string>& chat_template() const = 0;
+
+  // Bytes of all ids; invalid UTF-8 is kept as it is.
+  std::string Decode(std::span<const int32_t> ids, bool skip_special) const;
+};
+
+// Turns a stream of tokens into text that is valid UTF-8 at every step: bytes of an unfinished character are held back
+// until it is complete; bytes that can't become a character turn into U+FFFD (as Unicode recommends: one per maximal
+// ill-formed subsequence). The concatenation of all outputs equals the one-shot decoding with replacement.
+class IncrementalDetokenizer {
+ public:
+  explicit IncrementalDetokenizer(const Tokenizer& tokenizer, bool skip_special = true)
+      : tokenizer_(tokenizer), skip_special_(skip_special) {}
+  // Appends the text that has become certain to `out`.
+  void Push(int32_t id, std::string& out);
+  // The end: whatever is held back becomes U+FFFD.
+  void Finish(std::string& out);
+
+ private:
+  const Tokenizer& tokenizer_;
+  bool skip_special_;
+  std::string pending_;
+};
+
+// Finds stop strings in a stream of text. Text that might be the beginning of a stop string is held back.
+class StopStringMatcher {
+ public:
+  explicit StopStringMatcher(std::vector<std::string> stops);
+  // Appends the text that is safe to show to `out`; returns true when a stop string was completed: `out` then ends
+  // before it (the earliest match; of two that start at one place, the longer... the first completed wins), and
+  // no more text may be pushed.
+  bool Push(std::string_view text, std::string& out);
+  // The end without a stop: what was held back is text after all.
+  void Finish(std::string& out);
+  bool empty() const { return stops_.empty(); }
+
+ private:
+  std::vector<std::string> stops_;
+  std::string held_;
+};
+
+}  // namespace scion
