@@ -1,0 +1,60 @@
+// Memory for what a sequence leaves behind as it is computed: a pool of blocks of a fixed number of tokens. What lies in
+// a block is the model's business: it asks for named planes (say "3.k", "3.v" for layer 3) with so many bytes per token,
+// and gets one contiguous array of blocks per plane. A sequence owns a list of block ids, the same in every plane.
+//
+// Owned by the engine thread; the counters may be read from any thread.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace scion {
+
+struct KvPlaneSpec {
+  std::string name;
+  size_t bytes_per_token = 0;
+};
+
+class KvCache {
+ public:
+  // ResourceExhausted, with the size asked for, if the memory can't be had.
+  static absl::StatusOr<KvCache> Create(std::vector<KvPlaneSpec> planes, int block_tokens, int num_blocks);
+
+  KvCache(KvCache&& other) noexcept;
+  ~KvCache();
+
+  // The lowest-numbered... any free block, or nothing when all are in use. Never allocates memory.
+  std::optional<int32_t> Allocate();
+  void Free(int32_t block);
+
+  int num_planes() const { return static_cast<int>(specs_.size()); }
+  const KvPlaneSpec& plane_spec(int plane) const { return specs_[static_cast<size_t>(plane)]; }
+  // Blocks lie block_bytes(plane) apart; 64-byte aligned.
+  std::byte* plane(int plane) const { return base_ + plane_offsets_[static_cast<size_t>(plane)]; }
+  size_t block_bytes(int plane) const { return plane_spec(plane).bytes_per_token * static_cast<size_t>(block_tokens_); }
+
+  int block_tokens() const { return block_tokens_; }
+  int num_blocks() const { return num_blocks_; }
+  int blocks_in_use() const { return blocks_in_use_.load(std::memory_order_relaxed); }
+  int blocks_for(int tokens) const { return (tokens + block_tokens_ - 1) / block_tokens_; }
+
+ private:
+  KvCache() = default;
+
+  std::vector<KvPlaneSpec> specs_;
+  std::vector<size_t> plane_offsets_;
+  int block_tokens_ = 0;
+  int num_blocks_ = 0;
+  std::byte* base_ = nullptr;
+  size_t total_bytes_ = 0;
+  std::vector<int32_t> free_;
+  std::atomic<int> blocks_in_use_{0};
+};
+
+}  // namespace scion

@@ -1,0 +1,77 @@
+// A loaded model: packed weights and the forward pass of one step of a batch. Knows nothing of requests or scheduling.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
+#include "engine/base/thread_pool.h"
+#include "engine/kernels/kernels.h"
+#include "engine/kv_cache/kv_cache.h"
+#include "engine/model/checkpoint.h"
+#include "engine/model/model_spec.h"
+
+namespace scion {
+
+struct ModelOptions {
+  kernels::Tier tier = kernels::Tier::kPortable;
+  // kBF16: bf16 weights, fp32 accumulation. kF32: the reference mode, weights widened to fp32.
+  kernels::WeightType weights = kernels::WeightType::kBF16;
+  kernels::KvType kv_type = kernels::KvType::kBF16;
+  // Bounds the scratch memory: rows of one Forward, and rows of one Logits call.
+  int max_step_rows = 512;
+  int max_logit_rows = 32;
+};
+
+// Consecutive tokens of one sequence that enter a step.
+struct StepChunk {
+  int domain = 0;        // index into spec().domains
+  int row_begin = 0;     // first row in StepBatch::token_ids
+  int num_rows = 0;
+  int position = 0;      // of the first row; positions 0..position-1 are in the cache already
+  std::span<const int32_t> blocks;  // the sequence's block table, long enough for position + num_rows tokens
+};
+
+struct StepBatch {
+  std::span<const int32_t> token_ids;    // [rows], each in [0, vocab_size)
+  std::span<const StepChunk> chunks;     // in row order, covering all rows
+  std::span<const int32_t> logit_rows;   // rows whose next-token logits are wanted, ascending
+};
+
+
+class Model {
+ public:
+  // Packs the weights (tensor by tensor; the checkpoint is not needed afterwards). `pool` must outlive the model and is
+  // used by every call. DataLoss as Checkpoint::Read; ResourceExhausted when memory can't be had.
+  static absl::StatusOr<std::unique_ptr<Model>> Load(const Checkpoint& checkpoint, const ModelOptions& options,
+                                                     ThreadPool& pool);
+  virtual ~Model() = default;
+
+  virtual const ModelSpec& spec() const = 0;
+  virtual const ModelOptions& options() const = 0;
+  // What the model stores per token; KvCache::Create takes them with kernels::kKvBlockTokens.
+  virtual std::vector<KvPlaneSpec> KvPlanes() const = 0;
+  // Bytes of packed weights: all in all, and of one domain.
+  virtual uint64_t weight_bytes() const = 0;
+  virtual uint64_t domain_weight_bytes(int domain) const = 0;
+
+  // Runs all layers for the batch's rows and keeps the final hidden state of logit_rows. At most max_step_rows rows.
+  // Never allocates. Only one thread at a time.
+  virtual void Forward(const StepBatch& batch, KvCache& cache) = 0;
+  // Logits of logit_rows[first .. first + count) of the last Forward: out [count, vocab_size]. count <= max_logit_rows.
+  virtual void Logits(int first, int count, float* out) = 0;
+
+  // Tokens that expert e of the domain has seen in the layer since load. Any thread.
+  virtual uint64_t ExpertTokens(int layer, int domain, int expert) const = 0;
+};
+
+// Runs one prompt alone from position 0 and hands over the logits of every position in order. For tools and tests.
+// InvalidArgument if the prompt is empty or longer than the context; ResourceExhausted if the cache is too small.
+absl::Status RunPrompt(Model& model, KvCache& cache, int domain, std::span<const int32_t> token_ids,
+                       absl::FunctionRef<void(int position, std::span<const float> logits)> consume);
+
+}  // namespace scion
