@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/base/aligned_buffer.h"
 
 namespace scion {
 
@@ -27,16 +28,15 @@ class KvCache {
   static absl::StatusOr<KvCache> Create(std::vector<KvPlaneSpec> planes, int block_tokens, int num_blocks);
 
   KvCache(KvCache&& other) noexcept;
-  ~KvCache();
 
-  // The lowest-numbered... any free block, or nothing when all are in use. Never allocates memory.
+  // Any free block, or nothing when all are in use. Never allocates memory.
   std::optional<int32_t> Allocate();
   void Free(int32_t block);
 
   int num_planes() const { return static_cast<int>(specs_.size()); }
   const KvPlaneSpec& plane_spec(int plane) const { return specs_[static_cast<size_t>(plane)]; }
   // Blocks lie block_bytes(plane) apart; 64-byte aligned.
-  std::byte* plane(int plane) const { return base_ + plane_offsets_[static_cast<size_t>(plane)]; }
+  std::byte* plane(int plane) const { return memory_.data() + plane_offsets_[static_cast<size_t>(plane)]; }
   size_t block_bytes(int plane) const { return plane_spec(plane).bytes_per_token * static_cast<size_t>(block_tokens_); }
 
   int block_tokens() const { return block_tokens_; }
@@ -51,8 +51,7 @@ class KvCache {
   std::vector<size_t> plane_offsets_;
   int block_tokens_ = 0;
   int num_blocks_ = 0;
-  std::byte* base_ = nullptr;
-  size_t total_bytes_ = 0;
+  AlignedBuffer memory_;
   std::vector<int32_t> free_;
   std::atomic<int> blocks_in_use_{0};
 };

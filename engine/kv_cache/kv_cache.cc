@@ -1,0 +1,60 @@
+#include "engine/kv_cache/kv_cache.h"
+
+#include <cassert>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace scion {
+
+absl::StatusOr<KvCache> KvCache::Create(std::vector<KvPlaneSpec> planes, int block_tokens, int num_blocks) {
+  if (block_tokens <= 0 || num_blocks <= 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("KV cache of ", num_blocks, " blocks of ", block_tokens, " tokens: both must be positive"));
+  }
+  KvCache cache;
+  cache.block_tokens_ = block_tokens;
+  cache.num_blocks_ = num_blocks;
+  size_t total = 0;
+  for (const KvPlaneSpec& plane : planes) {
+    cache.plane_offsets_.push_back(total);
+    const size_t tokens = static_cast<size_t>(block_tokens) * static_cast<size_t>(num_blocks);
+    if (plane.bytes_per_token > (std::numeric_limits<size_t>::max() / 4 - total) / tokens) {
+      return absl::ResourceExhaustedError(absl::StrCat("KV cache plane ", plane.name, " is too large"));
+    }
+    total += AlignUp(plane.bytes_per_token * tokens, 4096);
+  }
+  absl::StatusOr<AlignedBuffer> memory = AlignedBuffer::Create(total, "the KV cache");
+  if (!memory.ok()) return memory.status();
+  cache.memory_ = *std::move(memory);
+  cache.specs_ = std::move(planes);
+  cache.free_.reserve(static_cast<size_t>(num_blocks));
+  for (int32_t b = num_blocks - 1; b >= 0; --b) cache.free_.push_back(b);
+  return cache;
+}
+
+KvCache::KvCache(KvCache&& other) noexcept
+    : specs_(std::move(other.specs_)),
+      plane_offsets_(std::move(other.plane_offsets_)),
+      block_tokens_(other.block_tokens_),
+      num_blocks_(other.num_blocks_),
+      memory_(std::move(other.memory_)),
+      free_(std::move(other.free_)),
+      blocks_in_use_(other.blocks_in_use_.load()) {}
+
+std::optional<int32_t> KvCache::Allocate() {
+  if (free_.empty()) return std::nullopt;
+  const int32_t block = free_.back();
+  free_.pop_back();
+  blocks_in_use_.fetch_add(1, std::memory_order_relaxed);
+  return block;
+}
+
+void KvCache::Free(int32_t block) {
+  assert(block >= 0 && block < num_blocks_ && free_.size() < static_cast<size_t>(num_blocks_));
+  free_.push_back(block);
+  blocks_in_use_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+}  // namespace scion

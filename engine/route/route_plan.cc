@@ -1,0 +1,76 @@
+#include "engine/route/route_plan.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace scion {
+
+TableRouter::TableRouter(int vocab_size, int num_experts_per_tok, std::vector<int> domain_num_experts)
+    : vocab_size_(vocab_size), num_experts_per_tok_(num_experts_per_tok), domains_(domain_num_experts.size()) {
+  expert_offsets_.push_back(0);
+  for (int n : domain_num_experts) expert_offsets_.push_back(expert_offsets_.back() + n);
+}
+
+void TableRouter::SetDomain(int domain, std::vector<int32_t> table, std::vector<float> weights) {
+  domains_[static_cast<size_t>(domain)] = {std::move(table), std::move(weights)};
+}
+
+RoutePlan::RoutePlan(std::vector<const TableRouter*> routers, int max_rows) {
+  size_t max_visits = 0;
+  size_t max_experts = 0;
+  for (const TableRouter* router : routers) {
+    const size_t visits = static_cast<size_t>(max_rows) * static_cast<size_t>(router->num_experts_per_tok());
+    const size_t experts = static_cast<size_t>(router->num_experts());
+    Layer layer{.router = router, .experts = {}, .rows = {}, .entries = {}, .weights = {}, .route = {}};
+    layer.experts.resize(std::min(visits, experts));
+    layer.rows.resize(visits);
+    layer.entries.resize(visits);
+    layer.weights.resize(visits);
+    layers_.push_back(std::move(layer));
+    max_visits = std::max(max_visits, visits);
+    max_experts = std::max(max_experts, experts);
+  }
+  expert_of_visit_.resize(max_visits);
+  next_entry_.resize(max_experts);
+}
+
+void RoutePlan::Build(std::span<const int32_t> token_ids, std::span<const RouteChunk> chunks) {
+  for (Layer& layer : layers_) {
+    const TableRouter& router = *layer.router;
+    const int k = router.num_experts_per_tok();
+    const size_t visits = token_ids.size() * static_cast<size_t>(k);
+
+    // Counting sort of the visits by expert; stable, so rows ascend within an expert.
+    std::fill_n(next_entry_.begin(), router.num_experts(), 0);
+    for (const RouteChunk& chunk : chunks) {
+      for (int row = chunk.row_begin; row < chunk.row_begin + chunk.num_rows; ++row) {
+        for (int slot = 0; slot < k; ++slot) {
+          const size_t visit = static_cast<size_t>(row) * static_cast<size_t>(k) + static_cast<size_t>(slot);
+          const int expert = router.Expert(chunk.domain, slot, token_ids[static_cast<size_t>(row)]);
+          expert_of_visit_[visit] = expert;
+          layer.weights[visit] = router.weight(chunk.domain, slot);
+          ++next_entry_[static_cast<size_t>(expert)];
+        }
+      }
+    }
+    size_t num_groups = 0;
+    int begin = 0;
+    for (int expert = 0; expert < router.num_experts(); ++expert) {
+      const int count = std::exchange(next_entry_[static_cast<size_t>(expert)], begin);
+      if (count == 0) continue;
+      layer.experts[num_groups++] = {expert, begin, begin + count};
+      begin += count;
+    }
+    for (size_t visit = 0; visit < visits; ++visit) {
+      const int32_t entry = next_entry_[static_cast<size_t>(expert_of_visit_[visit])]++;
+      layer.entries[visit] = entry;
+      layer.rows[static_cast<size_t>(entry)] = static_cast<int32_t>(visit / static_cast<size_t>(k));
+    }
+    layer.route = {.experts = {layer.experts.data(), num_groups},
+                   .rows = {layer.rows.data(), visits},
+                   .entries = {layer.entries.data(), visits},
+                   .weights = {layer.weights.data(), visits}};
+  }
+}
+
+}  // namespace scion
