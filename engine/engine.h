@@ -39,12 +39,12 @@ struct StepTrace {
 
 struct EngineOptions {
   std::filesystem::path model_directory;
-  int num_threads = 0;  // 0: one per core
+  int num_threads = 0;                // 0: one per core
   std::optional<kernels::Tier> tier;  // default: kernels::ChooseTier()
   kernels::WeightType weights = kernels::WeightType::kBF16;
   std::optional<kernels::KvType> kv_type;  // default: as the weights
   uint64_t kv_cache_bytes = uint64_t{512} << 20;
-  int max_step_tokens = 512;    // the token budget of a step: decode rows first, prefill chunks fill the rest
+  int max_step_tokens = 512;       // the token budget of a step: decode rows first, prefill chunks fill the rest
   int prefill_chunk_tokens = 256;  // of one prompt in one step
   int max_running_requests = 256;
   int max_waiting_requests = 1024;
@@ -56,7 +56,7 @@ struct SamplingParams {
   float temperature = 0;  // 0: greedy
   int top_k = 0;          // 0: all
   float top_p = 1;
-  uint64_t seed = 0;      // the random number at a position is a function of (seed, position)
+  uint64_t seed = 0;  // the random number at a position is a function of (seed, position)
   std::vector<std::pair<int32_t, float>> logit_bias;
 };
 
@@ -87,11 +87,11 @@ struct TokenLogprob {
 struct Event {
   enum class Kind : uint8_t { kToken, kPromptScore, kFinished };
   Kind kind;
-  int32_t token_id = 0;                      // kToken, kPromptScore
-  std::optional<float> logprob;              // of token_id, if asked for
-  std::span<const TokenLogprob> top;         // best first; valid as long as the handle lives
-  FinishReason finish_reason{};              // kFinished
-  absl::Status status;                       // kFinished: OK unless kError
+  int32_t token_id = 0;               // kToken, kPromptScore
+  std::optional<float> logprob;       // of token_id, if asked for
+  std::span<const TokenLogprob> top;  // best first; valid as long as the handle lives
+  FinishReason finish_reason{};       // kFinished
+  absl::Status status;                // kFinished: OK unless kError
 };
 
 // The caller's end of a request. Destroying it cancels the request. All calls are thread-safe, but only one thread at a
@@ -112,10 +112,10 @@ class RequestHandle {
 
 struct DomainStats {
   std::string name;
-  uint64_t requests = 0;         // accepted
-  uint64_t prompt_tokens = 0;    // computed
+  uint64_t requests = 0;       // accepted
+  uint64_t prompt_tokens = 0;  // computed
   uint64_t generated_tokens = 0;
-  uint64_t weight_bytes = 0;     // packed
+  uint64_t weight_bytes = 0;  // packed
   // [sparse layer, expert]: tokens routed since start, in order of ModelSpec::SparseLayers().
   std::vector<std::vector<uint64_t>> expert_tokens;
 };

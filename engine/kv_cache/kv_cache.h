@@ -1,6 +1,7 @@
-// Memory for what a sequence leaves behind as it is computed: a pool of blocks of a fixed number of tokens. What lies in
-// a block is the model's business: it asks for named planes (say "3.k", "3.v" for layer 3) with so many bytes per token,
-// and gets one contiguous array of blocks per plane. A sequence owns a list of block ids, the same in every plane.
+// Memory for what a sequence leaves behind as it is computed: a pool of blocks of a fixed number of tokens. What lies
+// in a block is the model's business: it asks for named planes (say "3.k", "3.v" for layer 3) with so many bytes per
+// token, and gets one contiguous array of blocks per plane. A sequence owns a list of block ids, the same in every
+// plane.
 //
 // Owned by the engine thread; the counters may be read from any thread.
 #pragma once

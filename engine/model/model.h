@@ -29,19 +29,18 @@ struct ModelOptions {
 
 // Consecutive tokens of one sequence that enter a step.
 struct StepChunk {
-  int domain = 0;        // index into spec().domains
-  int row_begin = 0;     // first row in StepBatch::token_ids
+  int domain = 0;     // index into spec().domains
+  int row_begin = 0;  // first row in StepBatch::token_ids
   int num_rows = 0;
-  int position = 0;      // of the first row; positions 0..position-1 are in the cache already
+  int position = 0;                 // of the first row; positions 0..position-1 are in the cache already
   std::span<const int32_t> blocks;  // the sequence's block table, long enough for position + num_rows tokens
 };
 
 struct StepBatch {
-  std::span<const int32_t> token_ids;    // [rows], each in [0, vocab_size)
-  std::span<const StepChunk> chunks;     // in row order, covering all rows
-  std::span<const int32_t> logit_rows;   // rows whose next-token logits are wanted, ascending
+  std::span<const int32_t> token_ids;   // [rows], each in [0, vocab_size)
+  std::span<const StepChunk> chunks;    // in row order, covering all rows
+  std::span<const int32_t> logit_rows;  // rows whose next-token logits are wanted, ascending
 };
-
 
 class Model {
  public:

@@ -61,10 +61,10 @@ struct ExpertRows {
 
 // One sparse layer's part of the plan. With k = num_experts_per_tok, an entry is one visit of one row to one expert.
 struct LayerRoute {
-  std::span<const ExpertRows> experts;     // those with at least one entry, ascending
-  std::span<const int32_t> rows;           // [rows * k] row of each entry, in expert order; rows ascend in an expert
-  std::span<const int32_t> entries;        // [rows, k] entry of each visit: the inverse of the above
-  std::span<const float> weights;          // [rows, k] weight of each visit, in slot order
+  std::span<const ExpertRows> experts;  // those with at least one entry, ascending
+  std::span<const int32_t> rows;        // [rows * k] row of each entry, in expert order; rows ascend in an expert
+  std::span<const int32_t> entries;     // [rows, k] entry of each visit: the inverse of the above
+  std::span<const float> weights;       // [rows, k] weight of each visit, in slot order
 };
 
 class RoutePlan {

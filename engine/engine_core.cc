@@ -1,0 +1,289 @@
+#include "engine/engine_core.h"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+
+namespace scion {
+
+EngineCore::EngineCore(const EngineOptions& options, Model& model, ThreadPool& pool, KvCache& cache)
+    : options_(options),
+      model_(model),
+      pool_(pool),
+      cache_(cache),
+      kernels_(kernels::GetKernels(model.options().tier)),
+      scheduler_({.max_step_tokens = options.max_step_tokens,
+                  .prefill_chunk_tokens = options.prefill_chunk_tokens,
+                  .max_running = options.max_running_requests,
+                  .max_waiting = options.max_waiting_requests},
+                 cache),
+      notifier_(static_cast<size_t>(options.max_running_requests + options.max_waiting_requests)),
+      domain_counters_(model.spec().domains.size()) {
+  const size_t rows = static_cast<size_t>(options.max_step_tokens);
+  const size_t chunks = static_cast<size_t>(options.max_running_requests);
+  const size_t requests = chunks + static_cast<size_t>(options.max_waiting_requests);
+  const size_t tile = static_cast<size_t>(model.options().max_logit_rows);
+  inbox_.reserve(requests);
+  taken_.reserve(requests);
+  live_.reserve(requests);
+  step_tokens_.reserve(rows);
+  step_chunks_.reserve(chunks);
+  logit_row_indices_.reserve(rows);
+  logit_rows_.reserve(rows);
+  scored_only_.reserve(chunks);
+  logits_.resize(tile * static_cast<size_t>(model.spec().vocab_size));
+  top_.resize(tile * kMaxTopLogprobs);
+  for (int i = 0; i < pool.num_threads(); ++i) samplers_.emplace_back(kernels_, model.spec().vocab_size);
+  thread_ = std::thread([this] { Loop(); });
+}
+
+EngineCore::~EngineCore() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+absl::Status EngineCore::ClaimQueue(int prompt_tokens) {
+  if (waiting_requests_.fetch_add(1) >= options_.max_waiting_requests) {
+    waiting_requests_.fetch_sub(1);
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the queue is full: ", options_.max_waiting_requests, " requests are waiting (--max-waiting)"));
+  }
+  if (waiting_tokens_.fetch_add(prompt_tokens) + prompt_tokens > options_.max_waiting_tokens) {
+    ReleaseQueue(prompt_tokens);
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the queue is full: at most ", options_.max_waiting_tokens, " prompt tokens may wait"));
+  }
+  return absl::OkStatus();
+}
+
+void EngineCore::ReleaseQueue(int prompt_tokens) {
+  waiting_tokens_.fetch_sub(prompt_tokens);
+  waiting_requests_.fetch_sub(1);
+}
+
+absl::Status EngineCore::Add(StatePtr state) {
+  {
+    std::lock_guard lock(mutex_);
+    if (stopping_) {
+      ReleaseQueue(state->num_prompt_tokens);
+      return absl::UnavailableError("the server is shutting down");
+    }
+    live_requests_.fetch_add(1);
+    domain_counters_[static_cast<size_t>(state->domain)].requests.fetch_add(1, std::memory_order_relaxed);
+    inbox_.push_back(std::move(state));
+  }
+  wake_.notify_one();
+  return absl::OkStatus();
+}
+
+EngineStats EngineCore::Stats() const {
+  EngineStats stats;
+  stats.waiting_requests = waiting_requests_.load();
+  stats.waiting_tokens = waiting_tokens_.load();
+  stats.running_requests = running_requests_.load();
+  stats.max_running_seen = max_running_seen_.load();
+  stats.kv_blocks_in_use = cache_.blocks_in_use();
+  stats.kv_blocks_total = cache_.num_blocks();
+  stats.steps = steps_.load();
+  stats.preemptions = preemptions_.load();
+  stats.requests_finished = finished_.load();
+  stats.requests_cancelled = cancelled_.load();
+  for (size_t d = 0; d < domain_counters_.size(); ++d) {
+    DomainStats domain;
+    domain.name = model_.spec().domains[d].name;
+    domain.requests = domain_counters_[d].requests.load();
+    domain.prompt_tokens = domain_counters_[d].prompt_tokens.load();
+    domain.generated_tokens = domain_counters_[d].generated_tokens.load();
+    stats.domains.push_back(std::move(domain));
+  }
+  return stats;
+}
+
+void EngineCore::Loop() {
+  while (TakeNewRequests()) {
+    EndUnwanted();
+    const std::span<const ScheduledChunk> chunks = scheduler_.Schedule();
+    if (!chunks.empty()) RunStep(chunks);
+    preemptions_.store(scheduler_.preemptions(), std::memory_order_relaxed);
+  }
+}
+
+bool EngineCore::TakeNewRequests() {
+  {
+    std::unique_lock lock(mutex_);
+    // With a live request there is always a step to run: Submit refuses what could never fit the cache.
+    if (live_.empty()) wake_.wait(lock, [this] { return stopping_ || !inbox_.empty(); });
+    taken_.swap(inbox_);
+    ending_all_ = stopping_;
+    if (stopping_ && live_.empty() && taken_.empty()) return false;
+  }
+  for (StatePtr& state : taken_) {
+    scheduler_.Add(state.get());
+    live_.push_back(std::move(state));
+  }
+  taken_.clear();
+  return true;
+}
+
+void EngineCore::EndUnwanted() {
+  const absl::Time now = absl::Now();
+  for (const StatePtr& state : live_) {
+    if (state->cancelled()) {
+      Finish(*state, FinishReason::kError, absl::CancelledError("cancelled by the client"));
+    } else if (ending_all_) {
+      Finish(*state, FinishReason::kError, absl::UnavailableError("the server is shutting down"));
+    } else if (now >= state->request().deadline) {
+      Finish(*state, FinishReason::kError, absl::DeadlineExceededError("the request's deadline has passed"));
+    }
+  }
+  std::erase_if(live_, [](const StatePtr& state) { return state->has_finished; });
+}
+
+void EngineCore::Finish(RequestState& state, FinishReason reason, absl::Status status) {
+  scheduler_.Remove(&state);
+  if (state.has_started) {
+    running_requests_.fetch_sub(1, std::memory_order_relaxed);
+  } else {
+    ReleaseQueue(state.num_prompt_tokens);
+  }
+  (absl::IsCancelled(status) ? cancelled_ : finished_).fetch_add(1, std::memory_order_relaxed);
+  live_requests_.fetch_sub(1);
+  state.has_finished = true;
+  state.PublishFinished(reason, std::move(status));
+  Notify(state.shared_from_this());
+}
+
+void EngineCore::ComposeStep(std::span<const ScheduledChunk> chunks) {
+  step_tokens_.clear();
+  step_chunks_.clear();
+  logit_row_indices_.clear();
+  logit_rows_.clear();
+  scored_only_.clear();
+  StepTrace trace;
+  uint64_t domains_seen = 0;
+  for (const ScheduledChunk& chunk : chunks) {
+    RequestState& state = static_cast<RequestState&>(*chunk.sequence);
+    if (!state.has_started) {
+      state.has_started = true;
+      ReleaseQueue(state.num_prompt_tokens);
+      running_requests_.fetch_add(1, std::memory_order_relaxed);
+    }
+    const int begin = state.num_computed;
+    const int end = begin + chunk.num_tokens;
+    step_tokens_.insert(step_tokens_.end(), state.tokens.begin() + begin, state.tokens.begin() + end);
+    step_chunks_.push_back({.domain = state.domain,
+                            .row_begin = chunk.row_begin,
+                            .num_rows = chunk.num_tokens,
+                            .position = begin,
+                            .blocks = state.blocks});
+    const int prompt_rows = std::max(0, std::min(end, state.num_prompt_tokens) - begin);
+    domain_counters_[static_cast<size_t>(state.domain)].prompt_tokens.fetch_add(static_cast<uint64_t>(prompt_rows),
+                                                                                std::memory_order_relaxed);
+    const bool decodes = begin >= state.num_prompt_tokens;
+    (decodes ? trace.decode_rows : trace.prefill_rows) += chunk.num_tokens;
+    domains_seen |= uint64_t{1} << (state.domain % 64);
+
+    const auto want_logits = [&](int position, bool scores_prompt) {
+      logit_row_indices_.push_back(chunk.row_begin + position - begin);
+      logit_rows_.push_back(
+          {.state = &state, .position = position, .scores_prompt = scores_prompt, .token_id = 0, .logprob = 0});
+    };
+    if (state.wants_prompt_logits) {
+      // Position p scores the prompt's token p + 1. After a preemption, those that are out already are passed over.
+      for (int p = std::max(begin, state.num_scored); p < std::min(end, state.num_prompt_tokens - 1); ++p) {
+        want_logits(p, true);
+      }
+    }
+    if (!chunk.completes) continue;
+    if (state.request().max_new_tokens > 0) {
+      want_logits(end - 1, false);
+    } else {
+      scored_only_.push_back(&state);
+    }
+  }
+  const int sequences = static_cast<int>(chunks.size());
+  if (sequences > max_running_seen_.load(std::memory_order_relaxed)) max_running_seen_.store(sequences);
+  if (options_.step_observer) {
+    trace.rows = static_cast<int>(step_tokens_.size());
+    trace.sequences = sequences;
+    trace.domains = std::popcount(domains_seen);
+    options_.step_observer(trace);
+  }
+}
+
+void EngineCore::Evaluate(int first, int i, int thread) {
+  LogitRow& row = logit_rows_[static_cast<size_t>(first + i)];
+  const size_t vocab = static_cast<size_t>(model_.spec().vocab_size);
+  const std::span<float> logits = std::span(logits_).subspan(static_cast<size_t>(i) * vocab, vocab);
+  const Request& request = row.state->request();
+  if (row.scores_prompt) {
+    row.token_id = row.state->tokens[static_cast<size_t>(row.position) + 1];
+  } else {
+    const SamplingParams& s = request.sampling;
+    row.token_id = samplers_[static_cast<size_t>(thread)].Sample(
+        logits,
+        {.temperature = s.temperature, .top_k = s.top_k, .top_p = s.top_p, .seed = s.seed, .logit_bias = s.logit_bias},
+        row.position + 1);
+  }
+  if (row.scores_prompt || request.top_logprobs) row.logprob = LogprobOf(kernels_, logits, row.token_id);
+  if (request.top_logprobs) {
+    TopLogprobs(
+        kernels_, logits,
+        std::span(top_).subspan(static_cast<size_t>(i * kMaxTopLogprobs), static_cast<size_t>(*request.top_logprobs)));
+  }
+}
+
+void EngineCore::Deliver(LogitRow& row, std::span<const Logprob> top) {
+  RequestState& state = *row.state;
+  const Request& request = state.request();
+  const auto publish = [&](Event::Kind kind, bool with_logprob) {
+    std::span<TokenLogprob> slot = state.TopSlot();
+    for (size_t i = 0; i < slot.size(); ++i) slot[i] = {top[i].token_id, top[i].logprob};
+    state.PublishToken(kind, row.token_id, with_logprob ? std::optional(row.logprob) : std::nullopt);
+    Notify(state.shared_from_this());
+  };
+  if (row.scores_prompt) {
+    state.num_scored = row.position + 1;
+    publish(Event::Kind::kPromptScore, true);
+    return;
+  }
+  const auto contains = [&](const auto& ids) { return std::find(ids.begin(), ids.end(), row.token_id) != ids.end(); };
+  if ((!request.ignore_eos && contains(model_.spec().eos_token_ids)) || contains(request.stop_token_ids)) {
+    Finish(state, FinishReason::kStop, absl::OkStatus());
+    return;
+  }
+  state.tokens.push_back(row.token_id);
+  domain_counters_[static_cast<size_t>(state.domain)].generated_tokens.fetch_add(1, std::memory_order_relaxed);
+  publish(Event::Kind::kToken, request.top_logprobs.has_value());
+  if (state.num_generated() == request.max_new_tokens) Finish(state, FinishReason::kLength, absl::OkStatus());
+}
+
+void EngineCore::RunStep(std::span<const ScheduledChunk> chunks) {
+  ComposeStep(chunks);
+  model_.Forward({.token_ids = step_tokens_, .chunks = step_chunks_, .logit_rows = logit_row_indices_}, cache_);
+  scheduler_.Complete();
+
+  const int tile = model_.options().max_logit_rows;
+  const int num_rows = static_cast<int>(logit_rows_.size());
+  for (int first = 0; first < num_rows; first += tile) {
+    const int count = std::min(tile, num_rows - first);
+    model_.Logits(first, count, logits_.data());
+    pool_.ParallelFor(count, [&](int i, int thread) { Evaluate(first, i, thread); });
+    for (int i = 0; i < count; ++i) {
+      Deliver(logit_rows_[static_cast<size_t>(first + i)],
+              std::span(top_).subspan(static_cast<size_t>(i * kMaxTopLogprobs), kMaxTopLogprobs));
+    }
+  }
+  for (RequestState* state : scored_only_) Finish(*state, FinishReason::kScored, absl::OkStatus());
+  std::erase_if(live_, [](const StatePtr& state) { return state->has_finished; });
+  steps_.fetch_add(1, std::memory_order_relaxed);
+}
+
+}  // namespace scion

@@ -1,0 +1,95 @@
+// The forward pass of a decoder-only transformer, written against LayerSpec: pre-norm, rotary positions, grouped-query
+// attention, SwiGLU, dense or routed by tables. All scratch memory is made once.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "engine/model/model.h"
+#include "engine/model/weights.h"
+#include "engine/route/route_plan.h"
+
+namespace scion {
+
+class Transformer final : public Model {
+ public:
+  // Makes the scratch memory for options.max_step_rows.
+  static absl::StatusOr<std::unique_ptr<Transformer>> Create(ModelSpec spec, const ModelOptions& options,
+                                                             Weights weights, ThreadPool& pool);
+
+  const ModelSpec& spec() const override { return spec_; }
+  const ModelOptions& options() const override { return options_; }
+  std::vector<KvPlaneSpec> KvPlanes() const override;
+  uint64_t weight_bytes() const override { return weights_.bytes(); }
+  uint64_t domain_weight_bytes(int domain) const override {
+    return weights_.domains[static_cast<size_t>(domain)].size();
+  }
+  void Forward(const StepBatch& batch, KvCache& cache) override;
+  void Logits(int first, int count, float* out) override;
+  uint64_t ExpertTokens(int layer, int domain, int expert) const override;
+
+ private:
+  // Rows [begin, end) of an FFN's sorted input that share the weights.
+  struct FfnGroup {
+    const FfnWeights* weights;
+    int begin;
+    int end;
+  };
+  // A part of a grouped matmul: some panels of one group.
+  struct MatMulTask {
+    int group;
+    int panel_begin;
+    int panel_end;
+  };
+
+  Transformer(ModelSpec spec, const ModelOptions& options, Weights weights, ThreadPool& pool);
+
+  // x = Embed[ids], and cos/sin of each row's position.
+  void Embed(const StepBatch& batch);
+  // x += Attn(Norm x)
+  void Attention(const StepBatch& batch, KvCache& cache, int layer);
+  // x += FFN(Norm x), dense or routed.
+  void Ffn(int rows, int layer);
+
+  // y = a W^T, panels shared out over the threads.
+  void MatMul(const kernels::PackedMatrix& w, const std::byte* activations, int rows, float* y, size_t y_stride);
+  // Fills tasks_ with the panels of all groups, largest pieces that still keep every thread busy.
+  void SplitGroups(int num_panels);
+  // Calls fn(row) for rows [0, rows), several rows to a task.
+  template <typename Fn>
+  void ForRows(int rows, Fn&& fn);
+
+  const ModelSpec spec_;
+  const ModelOptions options_;
+  const kernels::KernelTable& k_;
+  Weights weights_;
+  ThreadPool& pool_;
+  std::vector<int> sparse_index_;  // of each layer among the sparse layers; -1 for dense ones
+  RoutePlan plan_;
+  std::vector<RouteChunk> route_chunks_;
+
+  // Row-wise scratch, fp32 unless said otherwise; R = max_step_rows, V = R * the largest num_experts_per_tok.
+  size_t qkv_width_ = 0;        // of the widest layer
+  size_t attention_width_ = 0;  // num_heads * head_dim of the widest layer
+  size_t ffn_width_ = 0;        // the widest intermediate_size
+  AlignedBuffer x_;             // [R, hidden_size] the residual stream
+  AlignedBuffer activations_;   // [V] rows of prepared activations
+  AlignedBuffer norm_;          // [threads, hidden_size]
+  AlignedBuffer qkv_;           // [R, qkv_width]
+  AlignedBuffer attention_;     // [R, attention_width]
+  AlignedBuffer ffn_hidden_;    // [V, ffn_width]
+  AlignedBuffer ffn_out_;       // [V, hidden_size]
+  AlignedBuffer cos_;           // [R, half of the largest head_dim]
+  AlignedBuffer sin_;
+  AlignedBuffer logit_activations_;  // [R] rows of prepared activations, kept between Forward and Logits
+  std::vector<int32_t> row_chunk_;   // [R] index of the row's chunk
+  std::vector<int32_t> row_position_;
+  std::vector<FfnGroup> groups_;
+  std::vector<MatMulTask> tasks_;
+
+  // [sparse layer][expert of all domains]
+  std::vector<std::unique_ptr<std::atomic<uint64_t>[]>> expert_tokens_;
+};
+
+}  // namespace scion
