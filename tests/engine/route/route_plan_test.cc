@@ -1,0 +1,86 @@
+#include "engine/route/route_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+#include <set>
+
+namespace scion {
+namespace {
+
+// Two domains of 3 and 2 experts, k = 2, vocabulary of 5.
+TableRouter SmallRouter() {
+  TableRouter router(5, 2, {3, 2});
+  router.SetDomain(0, {0, 1, 2, 0, 1, /*slot 1*/ 2, 2, 0, 1, 0}, {0.75f, 0.25f});
+  router.SetDomain(1, {1, 0, 1, 0, 1, /*slot 1*/ 0, 1, 0, 1, 0}, {0.5f, 0.5f});
+  return router;
+}
+
+TEST(RoutePlan, ATokenVisitsTheExpertsThatItsDomainsTableNames) {
+  const TableRouter router = SmallRouter();
+  RoutePlan plan({&router}, 4);
+  const std::vector<int32_t> ids = {4, 2, 0, 3};
+  const std::vector<RouteChunk> chunks = {{0, 0, 2}, {1, 2, 2}};
+  plan.Build(ids, chunks);
+  const LayerRoute& r = plan.layer(0);
+
+  // By hand from the tables above: [row][slot], experts of domain 1 are numbered from 3.
+  const int expected[4][2] = {{1, 0}, {2, 0}, {4, 3}, {3, 4}};
+  for (size_t row = 0; row < 4; ++row) {
+    for (size_t slot = 0; slot < 2; ++slot) {
+      const int entry = r.entries[row * 2 + slot];
+      EXPECT_EQ(r.rows[static_cast<size_t>(entry)], static_cast<int>(row));
+      int expert = -1;
+      for (const ExpertRows& e : r.experts) {
+        if (e.begin <= entry && entry < e.end) expert = e.expert;
+      }
+      EXPECT_EQ(expert, expected[row][slot]) << "row " << row << " slot " << slot;
+      EXPECT_EQ(r.weights[row * 2 + slot], row >= 2 ? 0.5f : slot == 0 ? 0.75f : 0.25f);
+    }
+  }
+}
+
+TEST(RoutePlan, EveryVisitIsAnEntryOnceAndRowsAscendWithinAnExpert) {
+  std::mt19937 random(7);
+  constexpr int kVocab = 100;
+  TableRouter router(kVocab, 3, {4, 7, 1});
+  const int sizes[] = {4, 7, 1};
+  for (int d = 0; d < 3; ++d) {
+    std::vector<int32_t> table(kVocab * 3);
+    for (int32_t& e : table) e = static_cast<int32_t>(random() % static_cast<unsigned>(sizes[d]));
+    router.SetDomain(d, table, {1, 1, 1});
+  }
+  RoutePlan plan({&router, &router}, 64);
+  for (int round = 0; round < 50; ++round) {
+    std::vector<int32_t> ids;
+    std::vector<RouteChunk> chunks;
+    while (ids.size() < 1 + random() % 50) {
+      const int n = 1 + static_cast<int>(random() % 14);
+      chunks.push_back({static_cast<int>(random() % 3), static_cast<int>(ids.size()), n});
+      for (int i = 0; i < n; ++i) ids.push_back(static_cast<int32_t>(random() % kVocab));
+    }
+    plan.Build(ids, chunks);
+    for (int layer = 0; layer < 2; ++layer) {
+      const LayerRoute& r = plan.layer(layer);
+      ASSERT_EQ(r.entries.size(), ids.size() * 3);
+      std::set<int> seen(r.entries.begin(), r.entries.end());
+      EXPECT_EQ(seen.size(), ids.size() * 3);
+      int next = 0;
+      int last_expert = -1;
+      for (const ExpertRows& e : r.experts) {
+        EXPECT_EQ(e.begin, next);
+        EXPECT_LT(e.begin, e.end);
+        EXPECT_GT(e.expert, last_expert);
+        for (int i = e.begin + 1; i < e.end; ++i) {
+          EXPECT_LE(r.rows[static_cast<size_t>(i - 1)], r.rows[static_cast<size_t>(i)]);
+        }
+        next = e.end;
+        last_expert = e.expert;
+      }
+      EXPECT_EQ(next, static_cast<int>(ids.size() * 3));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace scion
