@@ -17,40 +17,38 @@
 #include "absl/status/statusor.h"
 #include "engine/base/dtype.h"
 #include "engine/base/file.h"
+#include "engine/model/lock_file.h"
 #include "engine/model/model_spec.h"
+#include "engine/model/safetensors.h"
 
 namespace scion {
 
-// A tensor in a data file of the checkpoint.
-struct TensorInfo {
-  std::string name;
-  DType dtype;
-  std::vector<int64_t> shape;
-  int file;           // index into Checkpoint::files()
-  uint64_t offset;    // of the data, from the start of the file
-  uint64_t bytes;     // product of shape times DTypeBytes(dtype), checked
-};
-
 struct CheckpointFile {
-  std::string path;        // relative to the directory, as in the index and the lock: "domains/code.safetensors"
+  std::string path;           // relative to the directory, as in the index and the lock: "domains/code.safetensors"
   std::optional<int> domain;  // index into spec().domains; nothing for the trunk
-  uint64_t generation = 1;    // from the lock
+  uint64_t generation = 1;    // from the lock, else from the name: "code.g2.safetensors"
   ReadOnlyFile file;
 };
 
 class Checkpoint {
  public:
   // Opens and checks a Scion or plain Hugging Face (Llama) directory: config.json, the lock if there is one (it decides
-  // which files are meant), else the index, else every *.safetensors beside config.json; then every tensor that the
-  // spec asks for: present, in the right file, of the right shape and dtype. Route tables are read whole and every
-  // entry checked against the group's number of experts.
-  // NotFound: no such directory or file. InvalidArgument: a config that makes no sense. DataLoss: a damaged file.
-  // Unimplemented: a model that this build can't run.
+  // which files are meant), else the index, else trunk.safetensors (or model.safetensors) and one
+  // domains/{name}.safetensors for each domain; then every tensor that the spec asks for: present, in the right file,
+  // of the right shape and dtype. Every entry of the route tables is read and checked against the group's number of
+  // experts. Tensors that the spec does not ask for are ignored in the trunk and refused in a domain. Needs no more
+  // memory than the files' size plus 64 MiB, whatever they claim. NotFound: no such directory or file.
+  // PermissionDenied: a file that may not be read. InvalidArgument: a config that makes no sense, a path that leads
+  // outside, something that is not a regular file. DataLoss: a damaged file. Unimplemented: a model that this build
+  // can't run. ResourceExhausted: more text or tensors than the limits allow.
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::filesystem::path& directory);
 
   const std::filesystem::path& directory() const { return directory_; }
   const ModelSpec& spec() const { return spec_; }
+  // The lock, if the directory has one.
+  const LockFile* lock() const { return lock_.has_value() ? &*lock_ : nullptr; }
   std::span<const CheckpointFile> files() const { return files_; }
+  const CheckpointFile& FileOf(const TensorInfo& tensor) const { return files_[static_cast<size_t>(tensor.file)]; }
   // In file order, by offset within a file.
   std::span<const TensorInfo> tensors() const { return tensors_; }
   // NotFound names the tensor.
@@ -65,8 +63,11 @@ class Checkpoint {
   absl::StatusOr<std::vector<int32_t>> ReadInt32(const TensorInfo& tensor) const;
 
  private:
+  absl::Status AddTensorsOfLastFile();
+
   std::filesystem::path directory_;
   ModelSpec spec_;
+  std::optional<LockFile> lock_;
   std::vector<CheckpointFile> files_;
   std::vector<TensorInfo> tensors_;
   absl::flat_hash_map<std::string, int> by_name_;
@@ -74,6 +75,7 @@ class Checkpoint {
 
 // Names of tensors in the design's format.
 std::string TrunkTensorName(int layer, std::string_view rest);  // "model.layers.{l}.{rest}"
+// projection: "gate", "up" or "down"
 std::string ExpertTensorName(int layer, std::string_view domain, int expert, std::string_view projection);
 std::string RouteTensorName(int layer, std::string_view domain);
 std::string RouteWeightTensorName(int layer, std::string_view domain);

@@ -15,6 +15,9 @@ namespace scion {
 
 // Limits on what a config may ask for: far above any real model, low enough that sizes never overflow int or int64.
 inline constexpr int kMaxHiddenSize = 1 << 17;
+inline constexpr int kMaxIntermediateSize = 1 << 19;
+inline constexpr int kMaxHeadDim = 256;  // and a multiple of 16, for the kernels
+inline constexpr int kMaxExpertsPerToken = 64;
 inline constexpr int kMaxLayers = 1024;
 inline constexpr int kMaxVocabSize = 1 << 22;
 inline constexpr int kMaxExpertsPerDomain = 4096;
@@ -59,9 +62,9 @@ struct ModelSpec {
   std::vector<LayerSpec> layers;
   // Never empty: a model without sparse layers has the single domain "default" with 0 experts.
   std::vector<DomainSpec> domains;
-  int default_domain = 0;  // index into domains
-  std::optional<int> bos_token_id;     // config.json's, overridden by generation_config.json's
-  std::vector<int> eos_token_ids;      // likewise
+  int default_domain = 0;           // index into domains
+  std::optional<int> bos_token_id;  // config.json's, overridden by generation_config.json's
+  std::vector<int> eos_token_ids;   // likewise
   DType dtype = DType::kBF16;
 
   // Index into domains.

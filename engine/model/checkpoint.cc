@@ -1,0 +1,129 @@
+#include "engine/model/checkpoint.h"
+
+#include <bit>
+#include <cstring>
+#include <utility>
+
+#include "engine/base/status.h"
+#include "engine/model/model_files.h"
+#include "engine/model/tensor_check.h"
+
+namespace scion {
+
+static_assert(std::endian::native == std::endian::little, "safetensors data is little-endian and read as it is");
+
+absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::filesystem::path& directory) {
+  SCION_ASSIGN_OR_RETURN(const std::filesystem::path root, ResolveDirectory(directory));
+  SCION_ASSIGN_OR_RETURN(ModelFiles model_files, FindModelFiles(root));
+  auto checkpoint = std::make_unique<Checkpoint>();
+  checkpoint->directory_ = directory;
+  checkpoint->spec_ = std::move(model_files.spec);
+  checkpoint->lock_ = std::move(model_files.lock);
+  for (DataFileName& name : model_files.data) {
+    absl::StatusOr<ReadOnlyFile> file = OpenInside(root, name.path);
+    if (!file.ok()) return file.status();
+    if (const LockFile* lock = checkpoint->lock()) {
+      const uint64_t expected = lock->files.at(name.path).size;
+      if (file->size() != expected) {
+        return absl::DataLossError(
+            absl::StrCat(name.path, ": ", file->size(), " bytes, but ", ToAbsl(kLockFileName), " says ", expected));
+      }
+    }
+    checkpoint->files_.push_back({std::move(name.path), name.domain, name.generation, *std::move(file)});
+    SCION_RETURN_IF_ERROR(checkpoint->AddTensorsOfLastFile());
+  }
+  for (const auto& [tensor, path] : model_files.weight_map) {
+    absl::StatusOr<const TensorInfo*> found = checkpoint->Find(tensor);
+    if (!found.ok() || checkpoint->FileOf(**found).path != path) {
+      return absl::DataLossError(
+          absl::StrCat(path, ": tensor ", Quoted(tensor), " is not there, but ", ToAbsl(kIndexFileName), " says so"));
+    }
+  }
+  SCION_RETURN_IF_ERROR(CheckTensors(*checkpoint));
+  return checkpoint;
+}
+
+absl::Status Checkpoint::AddTensorsOfLastFile() {
+  const CheckpointFile& file = files_.back();
+  SCION_ASSIGN_OR_RETURN(std::vector<TensorInfo> tensors, ReadSafetensorsHeader(file.file, file.path));
+  if (tensors_.size() + tensors.size() > kMaxTensorsPerFile) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(file.path, ": more than ", kMaxTensorsPerFile, " tensors in all files"));
+  }
+  for (TensorInfo& tensor : tensors) {
+    tensor.file = static_cast<int>(files_.size()) - 1;
+    const auto [other, is_new] = by_name_.emplace(tensor.name, static_cast<int>(tensors_.size()));
+    if (!is_new) {
+      return absl::DataLossError(absl::StrCat(file.path, ": tensor ", Quoted(tensor.name), ": is in ",
+                                              FileOf(tensors_[static_cast<size_t>(other->second)]).path, " too"));
+    }
+    tensors_.push_back(std::move(tensor));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<const TensorInfo*> Checkpoint::Find(std::string_view name) const {
+  const auto it = by_name_.find(ToAbsl(name));
+  if (it == by_name_.end())
+    return absl::NotFoundError(absl::StrCat("tensor ", Quoted(name), " is not in the checkpoint"));
+  return &tensors_[static_cast<size_t>(it->second)];
+}
+
+absl::Status Checkpoint::Read(const TensorInfo& tensor, uint64_t offset, std::span<std::byte> out) const {
+  const CheckpointFile& file = FileOf(tensor);
+  const auto context = [&] { return absl::StrCat(file.path, ": tensor ", Quoted(tensor.name)); };
+  if (offset > tensor.bytes || out.size() > tensor.bytes - offset) {
+    return absl::DataLossError(
+        absl::StrCat(context(), ": bytes [", offset, ", +", out.size(), ") reach beyond its ", tensor.bytes));
+  }
+  absl::Status status = file.file.Read(tensor.offset + offset, out);
+  if (status.ok()) return status;
+  return absl::DataLossError(absl::StrCat(context(), ": ", status.message()));
+}
+
+absl::StatusOr<std::vector<float>> Checkpoint::ReadFloats(const TensorInfo& tensor) const {
+  std::vector<float> values(tensor.bytes / DTypeBytes(tensor.dtype));
+  if (tensor.dtype == DType::kF32) {
+    SCION_RETURN_IF_ERROR(Read(tensor, 0, std::as_writable_bytes(std::span(values))));
+    return values;
+  }
+  if (tensor.dtype != DType::kBF16 && tensor.dtype != DType::kF16) {
+    return absl::InvalidArgumentError(absl::StrCat(FileOf(tensor).path, ": tensor ", Quoted(tensor.name), ": dtype ",
+                                                   ToAbsl(DTypeName(tensor.dtype)), " is not F32, F16 or BF16"));
+  }
+  std::vector<uint16_t> halves(values.size());
+  SCION_RETURN_IF_ERROR(Read(tensor, 0, std::as_writable_bytes(std::span(halves))));
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = tensor.dtype == DType::kBF16 ? Bf16ToF32(halves[i]) : F16ToF32(halves[i]);
+  }
+  return values;
+}
+
+absl::StatusOr<std::vector<int32_t>> Checkpoint::ReadInt32(const TensorInfo& tensor) const {
+  if (tensor.dtype != DType::kI32) {
+    return absl::InvalidArgumentError(absl::StrCat(FileOf(tensor).path, ": tensor ", Quoted(tensor.name), ": dtype ",
+                                                   ToAbsl(DTypeName(tensor.dtype)), " is not I32"));
+  }
+  std::vector<int32_t> values(tensor.bytes / sizeof(int32_t));
+  SCION_RETURN_IF_ERROR(Read(tensor, 0, std::as_writable_bytes(std::span(values))));
+  return values;
+}
+
+std::string TrunkTensorName(int layer, std::string_view rest) {
+  return absl::StrCat("model.layers.", layer, ".", ToAbsl(rest));
+}
+
+std::string ExpertTensorName(int layer, std::string_view domain, int expert, std::string_view projection) {
+  return absl::StrCat("model.layers.", layer, ".mlp.domains.", ToAbsl(domain), ".experts.", expert, ".",
+                      ToAbsl(projection), "_proj.weight");
+}
+
+std::string RouteTensorName(int layer, std::string_view domain) {
+  return absl::StrCat("model.layers.", layer, ".mlp.domains.", ToAbsl(domain), ".route");
+}
+
+std::string RouteWeightTensorName(int layer, std::string_view domain) {
+  return absl::StrCat("model.layers.", layer, ".mlp.domains.", ToAbsl(domain), ".route_weight");
+}
+
+}  // namespace scion

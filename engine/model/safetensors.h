@@ -1,0 +1,46 @@
+// The header of one safetensors file: a little-endian u64 with the header's length, a JSON object that gives each
+// tensor's dtype, shape and data_offsets (from the end of the header), then the data, without holes or overlaps.
+//
+// Nothing in it is believed: each error is a DataLoss that names file and tensor (Unimplemented for a dtype that the
+// format knows and this engine does not; ResourceExhausted beyond the limits below). No memory is allocated on the
+// header's word alone: its length is checked against the file, and a tensor costs at most about 300 bytes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/base/dtype.h"
+#include "engine/base/file.h"
+
+namespace scion {
+
+inline constexpr uint64_t kMaxSafetensorsHeaderBytes = 100'000'000;
+inline constexpr int kMaxTensorsPerFile = 1 << 18;
+inline constexpr int kMaxTensorDims = 8;
+inline constexpr int kMaxTensorNameBytes = 1024;
+
+// A tensor in a data file of a checkpoint.
+struct TensorInfo {
+  std::string name;
+  DType dtype;
+  std::vector<int64_t> shape;
+  int file;         // index into Checkpoint::files()
+  uint64_t offset;  // of the data, from the start of the file
+  uint64_t bytes;   // product of shape times DTypeBytes(dtype), checked
+};
+
+// Reads and checks the header. Tensors come sorted by offset; `file` is 0.
+// file_name: what messages call the file.
+absl::StatusOr<std::vector<TensorInfo>> ReadSafetensorsHeader(const ReadOnlyFile& file, std::string_view file_name);
+
+// The two halves of it, on memory. prefix: the file's first 8 bytes, or all of it if it is shorter.
+absl::StatusOr<uint64_t> ParseSafetensorsHeaderLength(std::string_view prefix, uint64_t file_bytes,
+                                                      std::string_view file_name);
+// header: the JSON text; the file has data_bytes bytes behind it.
+absl::StatusOr<std::vector<TensorInfo>> ParseSafetensorsHeader(std::string_view header, uint64_t data_bytes,
+                                                               std::string_view file_name);
+
+}  // namespace scion
