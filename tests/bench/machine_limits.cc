@@ -1,0 +1,131 @@
+#include "tests/bench/machine_limits.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+
+#include "engine/base/aligned_buffer.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace scion::bench {
+namespace {
+
+double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+constexpr size_t kBufferBytes = size_t{1} << 30;
+constexpr int64_t kPeakRounds = 4'000'000;
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) uint64_t SumAvx512(const std::byte* p, size_t bytes) {
+  // Four streams: one alone does not keep enough cache lines in flight.
+  __m512i sum[4] = {};
+  const size_t quarter = bytes / 4;
+  for (size_t i = 0; i < quarter; i += 128) {
+    for (size_t j = 0; j < 4; ++j) {
+      const std::byte* at = p + j * quarter + i;
+      sum[j] = _mm512_add_epi64(sum[j], _mm512_load_si512(at));
+      sum[j] = _mm512_add_epi64(sum[j], _mm512_load_si512(at + 64));
+    }
+  }
+  return static_cast<uint64_t>(
+      _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_add_epi64(sum[0], sum[1]), _mm512_add_epi64(sum[2], sum[3]))));
+}
+
+// 24 independent accumulators hide the latency.
+#define SCION_EACH(op)                                                                                                \
+  op(0) op(1) op(2) op(3) op(4) op(5) op(6) op(7) op(8) op(9) op(10) op(11) op(12) op(13) op(14) op(15) op(16) op(17) \
+      op(18) op(19) op(20) op(21) op(22) op(23)
+#define SCION_FMA(n) "vfmadd231ps %%zmm30, %%zmm31, %%zmm" #n "\n"
+#define SCION_DOT(n) "vdpbf16ps %%zmm30, %%zmm31, %%zmm" #n "\n"
+#define SCION_CLOBBERS                                                                                                \
+  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", \
+      "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23"
+
+void FmaRounds() {
+  for (int64_t i = 0; i < kPeakRounds; ++i) __asm__ volatile(SCION_EACH(SCION_FMA)::: SCION_CLOBBERS);
+}
+void DotRounds() {
+  for (int64_t i = 0; i < kPeakRounds; ++i) __asm__ volatile(SCION_EACH(SCION_DOT)::: SCION_CLOBBERS);
+}
+#endif
+
+uint64_t SumPortable(const std::byte* p, size_t bytes) {
+  uint64_t sum[8] = {};
+  for (size_t i = 0; i + 64 <= bytes; i += 64) {
+    uint64_t words[8];
+    std::memcpy(words, p + i, 64);
+    for (int j = 0; j < 8; ++j) sum[j] += words[j];
+  }
+  return sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7];
+}
+
+bool HasAvx512() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512f");
+#else
+  return false;
+#endif
+}
+
+uint64_t Sum(const std::byte* p, size_t bytes) {
+#if defined(__x86_64__)
+  if (HasAvx512()) return SumAvx512(p, bytes);
+#endif
+  return SumPortable(p, bytes);
+}
+
+volatile uint64_t sink;
+
+}  // namespace
+
+double ReadBandwidth(ThreadPool& pool) {
+  static AlignedBuffer* buffer = [] {
+    auto* made = new AlignedBuffer(*AlignedBuffer::Create(kBufferBytes, "the bandwidth measurement"));
+    std::memset(made->data(), 1, made->size());
+    return made;
+  }();
+  const int threads = pool.num_threads();
+  const size_t part = kBufferBytes / static_cast<size_t>(threads) / 4096 * 4096;
+  double best = 0;
+  for (int pass = 0; pass < 3; ++pass) {
+    const double begin = Seconds();
+    pool.ParallelFor(threads,
+                     [&](int task, int) { sink = Sum(buffer->data() + static_cast<size_t>(task) * part, part); });
+    best = std::max(best, static_cast<double>(part) * threads / (Seconds() - begin));
+  }
+  return best;
+}
+
+double PeakFlops(ThreadPool& pool, kernels::Tier tier) {
+  const int threads = pool.num_threads();
+  double best = 0;
+  for (int pass = 0; pass < 3; ++pass) {
+    const double begin = Seconds();
+    double flops_per_round = 0;
+#if defined(__x86_64__)
+    if (HasAvx512()) {
+      flops_per_round = tier == kernels::Tier::kAvx512Bf16 ? 24 * 64 : 24 * 32;
+      pool.ParallelFor(threads, [&](int, int) { tier == kernels::Tier::kAvx512Bf16 ? DotRounds() : FmaRounds(); });
+    }
+#endif
+    if (flops_per_round == 0) {
+      // Without a hand-written loop: what the compiler makes of independent multiply-adds.
+      flops_per_round = 64 * 2;
+      pool.ParallelFor(threads, [&](int, int) {
+        float acc[64] = {};
+        for (int64_t i = 0; i < kPeakRounds; ++i) {
+          for (int j = 0; j < 64; ++j) acc[j] = acc[j] * 0.999f + static_cast<float>(j);
+        }
+        sink = static_cast<uint64_t>(acc[7]);
+      });
+    }
+    best = std::max(best, flops_per_round * static_cast<double>(kPeakRounds) * threads / (Seconds() - begin));
+  }
+  return best;
+}
+
+}  // namespace scion::bench

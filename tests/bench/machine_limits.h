@@ -1,0 +1,16 @@
+// What the machine can do at most: reading memory, and multiply-adds of an instruction tier.
+#pragma once
+
+#include "engine/base/thread_pool.h"
+#include "engine/kernels/kernels.h"
+
+namespace scion::bench {
+
+// Bytes per second that all threads together read from a buffer far larger than the caches; best of three passes.
+double ReadBandwidth(ThreadPool& pool);
+
+// Floating-point operations per second (a multiply-add is two) of all threads together, registers only: fp32 FMA for
+// portable and avx512, bf16 dot products for avx512bf16; best of three passes.
+double PeakFlops(ThreadPool& pool, kernels::Tier tier);
+
+}  // namespace scion::bench
