@@ -31,8 +31,9 @@ __attribute__((target("avx512f"))) uint64_t SumAvx512(const std::byte* p, size_t
       sum[j] = _mm512_add_epi64(sum[j], _mm512_load_si512(at + 64));
     }
   }
-  return static_cast<uint64_t>(
-      _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_add_epi64(sum[0], sum[1]), _mm512_add_epi64(sum[2], sum[3]))));
+  alignas(64) uint64_t lanes[8];
+  _mm512_store_si512(lanes, _mm512_add_epi64(_mm512_add_epi64(sum[0], sum[1]), _mm512_add_epi64(sum[2], sum[3])));
+  return lanes[0] + lanes[1] + lanes[2] + lanes[3] + lanes[4] + lanes[5] + lanes[6] + lanes[7];
 }
 
 // 24 independent accumulators hide the latency.
@@ -45,10 +46,10 @@ __attribute__((target("avx512f"))) uint64_t SumAvx512(const std::byte* p, size_t
   "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", \
       "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23"
 
-void FmaRounds() {
+__attribute__((target("avx512f"))) void FmaRounds() {
   for (int64_t i = 0; i < kPeakRounds; ++i) __asm__ volatile(SCION_EACH(SCION_FMA)::: SCION_CLOBBERS);
 }
-void DotRounds() {
+__attribute__((target("avx512f"))) void DotRounds() {
   for (int64_t i = 0; i < kPeakRounds; ++i) __asm__ volatile(SCION_EACH(SCION_DOT)::: SCION_CLOBBERS);
 }
 #endif
