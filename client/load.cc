@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "client/text.h"
 
 namespace scion::client {
 namespace {
@@ -95,6 +96,7 @@ absl::Status Check(const LoadOptions& options) {
   if (options.text.empty() && (options.prompt_tokens < 1 || options.vocab_size < 1)) {
     return absl::InvalidArgumentError("prompt tokens and vocabulary size must be at least 1");
   }
+  if (FindInvalidUtf8(options.text)) return absl::InvalidArgumentError("the prompt is not UTF-8");
   if (options.output_tokens < 1) return absl::InvalidArgumentError("output tokens must be at least 1");
   return absl::OkStatus();
 }

@@ -19,8 +19,8 @@ struct LoadOptions {
   int output_tokens = 64;  // exactly: requests ignore EOS
   int vocab_size = 1024;
   uint64_t seed = 1;
-  std::string text;                  // the prompt of every request, instead of random ids
-  std::vector<std::string> domains;  // request i asks domains[i % size]; empty: the server's default
+  std::string text = {};                  // the prompt of every request, instead of random ids
+  std::vector<std::string> domains = {};  // request i asks domains[i % size]; empty: the server's default
   absl::Duration request_timeout = absl::Seconds(120);
   absl::Duration total_timeout = absl::Minutes(10);  // what has not begun by then is failed, what runs is cut short
 };

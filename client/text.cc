@@ -2,7 +2,7 @@
 
 #include <charconv>
 #include <fstream>
-#include <iterator>
+#include <system_error>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -90,11 +90,15 @@ absl::StatusOr<std::vector<int>> ParseTokenIds(std::string_view text) {
 }
 
 absl::StatusOr<std::string> ReadTextFile(const std::filesystem::path& path) {
+  std::error_code error;
+  // Reading a directory would make the stream throw.
+  const bool directory = std::filesystem::is_directory(path, error);
   std::ifstream file(path, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file.is_open() || file.bad() || std::filesystem::is_directory(path)) {
-    return absl::NotFoundError(absl::StrCat("cannot read ", path.string()));
-  }
+  if (directory || !file.is_open()) return absl::NotFoundError(absl::StrCat("cannot read ", path.string()));
+  std::string text;
+  char buffer[1 << 16];
+  while (file.read(buffer, sizeof(buffer)), file.gcount() > 0) text.append(buffer, file.gcount());
+  if (file.bad()) return absl::NotFoundError(absl::StrCat("cannot read ", path.string()));
   return text;
 }
 
