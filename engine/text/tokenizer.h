@@ -71,17 +71,23 @@ class IncrementalDetokenizer {
 // Finds stop strings in a stream of text. Text that might be the beginning of a stop string is held back.
 class StopStringMatcher {
  public:
+  // Empty stop strings are left out.
   explicit StopStringMatcher(std::vector<std::string> stops);
   // Appends the text that is safe to show to `out`; returns true when a stop string was completed: `out` then ends
-  // before it (the earliest match; of two that start at one place, the longer... the first completed wins), and
-  // no more text may be pushed.
+  // before it, and no more text may be pushed. The match that is completed first in the byte stream wins; of several
+  // that end at one byte, the longest. How the text is cut into pushes makes no difference.
   bool Push(std::string_view text, std::string& out);
   // The end without a stop: what was held back is text after all.
   void Finish(std::string& out);
-  bool empty() const { return stops_.empty(); }
+  bool empty() const { return patterns_.empty(); }
 
  private:
-  std::vector<std::string> stops_;
+  struct Pattern {
+    std::string text;
+    std::vector<size_t> border;  // [i]: the longest proper prefix of text that ends text[0, i)  (Knuth-Morris-Pratt)
+    size_t matched;              // bytes of `text` that the stream ends with
+  };
+  std::vector<Pattern> patterns_;
   std::string held_;
 };
 
