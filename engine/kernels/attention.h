@@ -1,0 +1,185 @@
+// RoPE, the write into the KV cache, and attention of one token. Included after a simd_*.h; see there.
+//
+// Attention walks over the tiles of kKvBlockTokens tokens with an online softmax. All that an answer depends on is the
+// position and the cached bytes of positions up to it: a score is one accumulator over d ascending, the values are
+// added token by token, a token beyond the position has the weight exp(-inf) = 0 in the softmax's sum, and its value is
+// not read.
+#pragma once
+
+#include "engine/kernels/kernels.h"
+#include "engine/kernels/vector_math.h"
+
+namespace scion::kernels {
+namespace {
+
+struct Bf16Kv {
+  using Element = uint16_t;
+  static SCION_KERNEL F32x16 LoadKv(const Element* p) { return LoadBf16(p); }
+  static SCION_KERNEL void StoreKv(Element* p, F32x16 x) { StoreBf16(p, x); }
+};
+
+struct F32Kv {
+  using Element = float;
+  static SCION_KERNEL F32x16 LoadKv(const Element* p) { return Load(p); }
+  static SCION_KERNEL void StoreKv(Element* p, F32x16 x) { Store(p, x); }
+};
+
+inline void Rope(float* heads, int num_heads, int head_dim, const float* cos, const float* sin) {
+  const int half = head_dim / 2;
+  for (int h = 0; h < num_heads; ++h) {
+    float* low = heads + static_cast<ptrdiff_t>(h) * head_dim;
+    float* high = low + half;
+    for (int i = 0; i < half; i += 16) {
+      const int n = half - i < 16 ? half - i : 16;
+      const F32x16 c = LoadPartial(cos + i, n);
+      const F32x16 s = LoadPartial(sin + i, n);
+      const F32x16 a = LoadPartial(low + i, n);
+      const F32x16 b = LoadPartial(high + i, n);
+      StorePartial(low + i, NegMulAdd(b, s, Mul(a, c)), n);
+      StorePartial(high + i, MulAdd(a, s, Mul(b, c)), n);
+    }
+  }
+}
+
+template <class Kv>
+inline void WriteKvAs(const KvPlanes& planes, int32_t block, int slot, const float* k, const float* v) {
+  using Element = typename Kv::Element;
+  const size_t base = static_cast<size_t>(block) * planes.block_bytes;
+  Element* k_block = reinterpret_cast<Element*>(planes.k + base);
+  Element* v_block = reinterpret_cast<Element*>(planes.v + base);
+  const int head_dim = planes.head_dim;
+  for (int h = 0; h < planes.num_kv_heads; ++h) {
+    const ptrdiff_t head = static_cast<ptrdiff_t>(h) * head_dim;
+    for (int d = 0; d < head_dim; d += 16) {
+      Element column[16];
+      Kv::StoreKv(column, Load(k + head + d));
+      for (int i = 0; i < 16; ++i) k_block[(head + d + i) * kKvBlockTokens + slot] = column[i];
+      Kv::StoreKv(v_block + (static_cast<ptrdiff_t>(h) * kKvBlockTokens + slot) * head_dim + d, Load(v + head + d));
+    }
+  }
+}
+
+inline void WriteKv(const KvPlanes& planes, int32_t block, int slot, const float* k, const float* v) {
+  if (planes.type == KvType::kBF16) {
+    WriteKvAs<Bf16Kv>(planes, block, slot, k, v);
+  } else {
+    WriteKvAs<F32Kv>(planes, block, slot, k, v);
+  }
+}
+
+// scores [kHeads, kKvBlockTokens] = q k
+template <class Kv, int kHeads>
+SCION_KERNEL void ScoreTile(const typename Kv::Element* k, int head_dim, const float* q, float* scores) {
+  F32x16 low[kHeads], high[kHeads];
+  for (int h = 0; h < kHeads; ++h) low[h] = high[h] = Set1(0.0f);
+  for (int d = 0; d < head_dim; ++d) {
+    const F32x16 k_low = Kv::LoadKv(k + d * kKvBlockTokens);
+    const F32x16 k_high = Kv::LoadKv(k + d * kKvBlockTokens + 16);
+#pragma GCC unroll 8
+    for (int h = 0; h < kHeads; ++h) {
+      const F32x16 x = Set1(q[h * head_dim + d]);
+      low[h] = MulAdd(k_low, x, low[h]);
+      high[h] = MulAdd(k_high, x, high[h]);
+    }
+  }
+  for (int h = 0; h < kHeads; ++h) {
+    Store(scores + h * kKvBlockTokens, low[h]);
+    Store(scores + h * kKvBlockTokens + 16, high[h]);
+  }
+}
+
+// out[:, d .. d + 16 kLines) = out * rescale + weights v
+template <class Kv, int kHeads, int kLines>
+SCION_KERNEL void AddValues(const typename Kv::Element* v, int head_dim, int tokens, const float* weights,
+                            const float* rescale, float* out) {
+  F32x16 acc[kHeads][kLines];
+  for (int h = 0; h < kHeads; ++h) {
+    for (int l = 0; l < kLines; ++l) acc[h][l] = Mul(Load(out + h * head_dim + l * 16), Set1(rescale[h]));
+  }
+  for (int t = 0; t < tokens; ++t) {
+    F32x16 value[kLines];
+    for (int l = 0; l < kLines; ++l) value[l] = Kv::LoadKv(v + t * head_dim + l * 16);
+#pragma GCC unroll 8
+    for (int h = 0; h < kHeads; ++h) {
+      const F32x16 w = Set1(weights[h * kKvBlockTokens + t]);
+#pragma GCC unroll 4
+      for (int l = 0; l < kLines; ++l) acc[h][l] = MulAdd(value[l], w, acc[h][l]);
+    }
+  }
+  for (int h = 0; h < kHeads; ++h) {
+    for (int l = 0; l < kLines; ++l) Store(out + h * head_dim + l * 16, acc[h][l]);
+  }
+}
+
+template <class Kv, int kHeads>
+inline void AttendHeads(const KvPlanes& planes, const int32_t* block_table, int position, int kv_head, const float* q,
+                        float scale, float* out) {
+  using Element = typename Kv::Element;
+  constexpr int kLines = 16 / kHeads < 4 ? (kHeads > 8 ? 1 : 16 / kHeads) : 4;
+  const int head_dim = planes.head_dim;
+  const ptrdiff_t head_offset = static_cast<ptrdiff_t>(kv_head) * head_dim * kKvBlockTokens;
+  const F32x16 minus_infinity = Set1(-__builtin_inff());
+  alignas(64) float weights[kHeads * kKvBlockTokens];
+  float largest[kHeads], sum[kHeads], rescale[kHeads];
+  for (int h = 0; h < kHeads; ++h) {
+    largest[h] = -__builtin_inff();
+    sum[h] = 0.0f;
+    for (int d = 0; d < head_dim; d += 16) Store(out + h * head_dim + d, Set1(0.0f));
+  }
+  for (int begin = 0; begin <= position; begin += kKvBlockTokens) {
+    const size_t base = static_cast<size_t>(block_table[begin / kKvBlockTokens]) * planes.block_bytes;
+    const Element* k = reinterpret_cast<const Element*>(planes.k + base) + head_offset;
+    const Element* v = reinterpret_cast<const Element*>(planes.v + base) + head_offset;
+    const int tokens = position - begin + 1 < kKvBlockTokens ? position - begin + 1 : kKvBlockTokens;
+    ScoreTile<Kv, kHeads>(k, head_dim, q, weights);
+    for (int h = 0; h < kHeads; ++h) {
+      float* w = weights + h * kKvBlockTokens;
+      F32x16 low = Select(FirstLanes(tokens), Mul(Load(w), Set1(scale)), minus_infinity);
+      F32x16 high = Select(FirstLanes(tokens - 16), Mul(Load(w + 16), Set1(scale)), minus_infinity);
+      const float tile_largest = ReduceMax(Max(low, Max(high, minus_infinity)));
+      const float now = tile_largest > largest[h] ? tile_largest : largest[h];
+      low = Exp(Sub(low, Set1(now)));
+      high = Exp(Sub(high, Set1(now)));
+      rescale[h] = FirstLane(Exp(Set1(largest[h] - now)));
+      sum[h] = sum[h] * rescale[h] + ReduceAdd(Add(low, high));
+      largest[h] = now;
+      Store(w, low);
+      Store(w + 16, high);
+    }
+    int d = 0;
+    for (; d + 16 * kLines <= head_dim; d += 16 * kLines) {
+      AddValues<Kv, kHeads, kLines>(v + d, head_dim, tokens, weights, rescale, out + d);
+    }
+    for (; d < head_dim; d += 16) AddValues<Kv, kHeads, 1>(v + d, head_dim, tokens, weights, rescale, out + d);
+  }
+  for (int h = 0; h < kHeads; ++h) {
+    for (int d = 0; d < head_dim; d += 16) {
+      Store(out + h * head_dim + d, Div(Load(out + h * head_dim + d), Set1(sum[h])));
+    }
+  }
+}
+
+template <class Kv, int kHeads>
+inline void AttendUpTo(int heads, const KvPlanes& planes, const int32_t* block_table, int position, int kv_head,
+                       const float* q, float scale, float* out) {
+  if (heads >= kHeads) {
+    AttendHeads<Kv, kHeads>(planes, block_table, position, kv_head, q, scale, out);
+  } else if constexpr (kHeads > 1) {
+    AttendUpTo<Kv, kHeads - 1>(heads, planes, block_table, position, kv_head, q, scale, out);
+  }
+}
+
+inline void Attend(const KvPlanes& planes, const int32_t* block_table, int position, int kv_head, int group_size,
+                   const float* q, float scale, float* out) {
+  for (int h = 0; h < group_size; h += kAttendHeads) {
+    const ptrdiff_t at = static_cast<ptrdiff_t>(h) * planes.head_dim;
+    if (planes.type == KvType::kBF16) {
+      AttendUpTo<Bf16Kv, kAttendHeads>(group_size - h, planes, block_table, position, kv_head, q + at, scale, out + at);
+    } else {
+      AttendUpTo<F32Kv, kAttendHeads>(group_size - h, planes, block_table, position, kv_head, q + at, scale, out + at);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace scion::kernels

@@ -1,0 +1,48 @@
+// Dot policies: what matmul does with one step of a panel, 256 bytes: four lines of 16 output features. A step covers
+// two values of k in bf16, one in fp32. Included after a simd_*.h; see there.
+//
+// A policy is the only place where tiers of one SIMD width differ, so that the text of matmul.h is the same for all.
+#pragma once
+
+namespace scion::kernels {
+namespace {
+
+// fp32 weights, fp32 activations.
+struct F32Dot {
+  static constexpr bool kBf16Activations = false;
+  static constexpr size_t kStepActivationBytes = 4;
+  using Weights = F32x16;
+  using Activation = F32x16;
+
+  static int Steps(int in_features) { return in_features; }
+  static SCION_KERNEL Weights LoadWeights(const std::byte* line) { return Load(line); }
+  static SCION_KERNEL Activation Broadcast(const std::byte* x) { return Set1(*reinterpret_cast<const float*>(x)); }
+  static SCION_KERNEL F32x16 Accumulate(F32x16 acc, const Weights& w, const Activation& x) { return MulAdd(w, x, acc); }
+};
+
+// bf16 weights widened in registers, fp32 activations: the even k first.
+struct WidenedBf16Dot {
+  static constexpr bool kBf16Activations = false;
+  static constexpr size_t kStepActivationBytes = 8;
+  struct Pair {
+    F32x16 even, odd;
+  };
+  using Weights = Pair;
+  using Activation = Pair;
+
+  static int Steps(int in_features) { return (in_features + 1) / 2; }
+  static SCION_KERNEL Weights LoadWeights(const std::byte* line) {
+    const U32x16 pair = LoadBits(line);
+    return {FromBits(ShiftLeft<16>(pair)), FromBits(AndBits(pair, 0xffff0000u))};
+  }
+  static SCION_KERNEL Activation Broadcast(const std::byte* x) {
+    const float* f = reinterpret_cast<const float*>(x);
+    return {Set1(f[0]), Set1(f[1])};
+  }
+  static SCION_KERNEL F32x16 Accumulate(F32x16 acc, const Weights& w, const Activation& x) {
+    return MulAdd(w.odd, x.odd, MulAdd(w.even, x.even, acc));
+  }
+};
+
+}  // namespace
+}  // namespace scion::kernels

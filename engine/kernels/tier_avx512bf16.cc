@@ -1,0 +1,30 @@
+// The avx512bf16 tier.
+#include "engine/kernels/simd_avx512.h"
+//
+#include "engine/kernels/table.h"
+
+namespace scion::kernels {
+namespace {
+
+// One vdpbf16ps per step and line.
+struct NativeBf16Dot {
+  static constexpr bool kBf16Activations = true;
+  static constexpr size_t kStepActivationBytes = 4;
+  using Weights = __m512bh;
+  using Activation = __m512bh;
+
+  static int Steps(int in_features) { return (in_features + 1) / 2; }
+  static SCION_KERNEL Weights LoadWeights(const std::byte* line) { return (__m512bh)_mm512_loadu_si512(line); }
+  static SCION_KERNEL Activation Broadcast(const std::byte* x) {
+    return (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const int32_t*>(x));
+  }
+  static SCION_KERNEL F32x16 Accumulate(F32x16 acc, const Weights& w, const Activation& x) {
+    return _mm512_dpbf16_ps(acc, w, x);
+  }
+};
+
+}  // namespace
+
+const KernelTable kAvx512Bf16Table = MakeTable<NativeBf16Dot>(Tier::kAvx512Bf16);
+
+}  // namespace scion::kernels
