@@ -1,0 +1,52 @@
+#include "extract/new_file.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "engine/base/file.h"
+#include "engine/base/status.h"
+
+namespace scion {
+
+absl::StatusOr<NewFile> NewFile::Create(const std::filesystem::path& path) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  if (fd < 0) return ErrnoStatus(errno, "create", path);
+  return NewFile(fd, path);
+}
+
+NewFile::NewFile(int fd, std::filesystem::path path) : fd_(fd), path_(std::move(path)) {}
+
+NewFile::NewFile(NewFile&& other) noexcept : fd_(std::exchange(other.fd_, -1)), path_(std::move(other.path_)) {}
+
+NewFile::~NewFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+absl::Status NewFile::Append(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      return ErrnoStatus(errno, "write", path_);
+    }
+    bytes = bytes.subspan(static_cast<size_t>(n));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NewFile::Finish() {
+  if (::fsync(fd_) != 0) return ErrnoStatus(errno, "fsync", path_);
+  if (::close(std::exchange(fd_, -1)) != 0) return ErrnoStatus(errno, "close", path_);
+  return absl::OkStatus();
+}
+
+absl::Status WriteNewFile(const std::filesystem::path& path, std::string_view text) {
+  SCION_ASSIGN_OR_RETURN(NewFile file, NewFile::Create(path));
+  SCION_RETURN_IF_ERROR(file.Append(std::as_bytes(std::span(text))));
+  return file.Finish();
+}
+
+}  // namespace scion

@@ -1,0 +1,36 @@
+// A file that did not exist before, written from front to back.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace scion {
+
+class NewFile {
+ public:
+  // AlreadyExists if there is anything at `path`, a dangling link included. Errors name the path.
+  static absl::StatusOr<NewFile> Create(const std::filesystem::path& path);
+  NewFile(NewFile&& other) noexcept;
+  NewFile& operator=(NewFile&& other) = delete;
+  ~NewFile();  // closes; an unfinished file stays where it is, for its directory to be removed
+
+  absl::Status Append(std::span<const std::byte> bytes);
+  // Down to the disk, and closed.
+  absl::Status Finish();
+
+ private:
+  NewFile(int fd, std::filesystem::path path);
+
+  int fd_;
+  std::filesystem::path path_;
+};
+
+absl::Status WriteNewFile(const std::filesystem::path& path, std::string_view text);
+
+}  // namespace scion
