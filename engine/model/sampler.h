@@ -18,7 +18,7 @@ struct SamplerParams {
   int top_k = 0;          // 0: all
   float top_p = 1;        // in (0, 1]
   uint64_t seed = 0;
-  std::span<const std::pair<int32_t, float>> logit_bias;  // ids in [0, vocab_size), each at most once
+  std::span<const std::pair<int32_t, float>> logit_bias = {};  // ids in [0, vocab_size), each at most once
 };
 
 struct Logprob {

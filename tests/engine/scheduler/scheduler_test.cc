@@ -130,7 +130,9 @@ TEST_F(SchedulerTest, RemovingFreesTheBlocksOfARunningAndOfAWaitingSequence) {
 TEST_F(SchedulerTest, EverySequenceEndsWhateverComes) {
   std::mt19937 random(11);
   for (int round = 0; round < 30; ++round) {
-    Make({.max_step_tokens = 40, .prefill_chunk_tokens = 1 + static_cast<int>(random() % 40), .max_running = 12,
+    Make({.max_step_tokens = 40,
+          .prefill_chunk_tokens = 1 + static_cast<int>(random() % 40),
+          .max_running = 12,
           .max_waiting = 100},
          6);
     std::map<Sequence*, int> left;

@@ -1,0 +1,269 @@
+// A request's logits have the same bits whatever else is in the batch, however its prompt is chunked, on any number of
+// threads. The reference is each sequence run alone, in one piece, on one thread.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <set>
+#include <tuple>
+
+#include "engine/base/thread_pool.h"
+#include "engine/kv_cache/kv_cache.h"
+#include "engine/model/checkpoint.h"
+#include "engine/model/model.h"
+#include "engine/scheduler/scheduler.h"
+#include "tests/support/tiny_model.h"
+
+namespace scion {
+namespace {
+
+// Three domains of unequal size, two experts per token, widths that fill no panel, a context beyond 300.
+test::TinyModelOptions TestModel() {
+  test::TinyModelOptions o;
+  o.vocab_size = 259;
+  o.hidden_size = 72;
+  o.intermediate_size = 100;
+  o.moe_intermediate_size = 56;
+  o.num_layers = 4;
+  o.sparse_layers = {1, 3};
+  o.num_heads = 6;
+  o.num_kv_heads = 2;
+  o.head_dim = 16;
+  o.num_experts_per_tok = 2;
+  o.route_weights = true;
+  o.domains = {{"alpha", 5}, {"beta", 3}, {"gamma", 2}, {"delta", 7}};
+  o.max_position_embeddings = 384;
+  return o;
+}
+
+struct Prompt {
+  int domain;
+  std::vector<int32_t> ids;
+  int max_new_tokens;
+  int arrives_at_step;
+};
+
+// Every logit row of one sequence, prompt and generated tokens, in order of positions.
+struct Outcome {
+  std::vector<int32_t> tokens;
+  std::vector<float> logits;  // [tokens, vocab_size]; the last generated token is never computed
+};
+
+struct TraceSummary {
+  int widest_mixed_step = 0;  // rows of the largest step of at least 3 domains with both prefill and decode in it
+};
+
+struct Loaded {
+  std::unique_ptr<ThreadPool> pool;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<KvCache> cache;
+};
+
+Loaded LoadModel(const Checkpoint& checkpoint, kernels::Tier tier, kernels::WeightType weights, int threads,
+                 int max_step_rows, int num_blocks) {
+  Loaded l;
+  l.pool = std::make_unique<ThreadPool>(threads);
+  l.model =
+      *Model::Load(checkpoint,
+                   {.tier = tier,
+                    .weights = weights,
+                    .kv_type = weights == kernels::WeightType::kF32 ? kernels::KvType::kF32 : kernels::KvType::kBF16,
+                    .max_step_rows = max_step_rows,
+                    .max_logit_rows = 16},
+                   *l.pool);
+  l.cache = std::make_unique<KvCache>(*KvCache::Create(l.model->KvPlanes(), kernels::kKvBlockTokens, num_blocks));
+  return l;
+}
+
+int32_t Greedy(std::span<const float> logits) {
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+// Runs all prompts through the scheduler, greedily.
+std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, SchedulerLimits limits,
+                                 TraceSummary* summary, uint64_t* preemptions = nullptr) {
+  Scheduler scheduler(limits, *l.cache);
+  const size_t vocab = static_cast<size_t>(l.model->spec().vocab_size);
+  std::vector<Sequence> sequences(prompts.size());
+  std::vector<Outcome> outcomes(prompts.size());
+  std::vector<float> logits(16 * vocab);
+  size_t ended = 0;
+  for (int step = 0; ended < prompts.size(); ++step) {
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      if (prompts[i].arrives_at_step != step) continue;
+      sequences[i].domain = prompts[i].domain;
+      sequences[i].tokens = prompts[i].ids;
+      sequences[i].num_prompt_tokens = static_cast<int>(prompts[i].ids.size());
+      scheduler.Add(&sequences[i]);
+    }
+    const std::span<const ScheduledChunk> scheduled = scheduler.Schedule();
+    const std::vector<ScheduledChunk> chunks(scheduled.begin(), scheduled.end());
+    if (chunks.empty()) {
+      EXPECT_LT(step, 10000);
+      continue;
+    }
+    std::vector<int32_t> ids, rows;
+    std::vector<StepChunk> step_chunks;
+    std::set<int> domains;
+    int prefill = 0, decode = 0;
+    for (const ScheduledChunk& c : chunks) {
+      const Sequence& s = *c.sequence;
+      for (int i = 0; i < c.num_tokens; ++i) {
+        rows.push_back(static_cast<int32_t>(ids.size()));
+        ids.push_back(s.tokens[static_cast<size_t>(s.num_computed + i)]);
+      }
+      step_chunks.push_back({.domain = s.domain,
+                             .row_begin = c.row_begin,
+                             .num_rows = c.num_tokens,
+                             .position = s.num_computed,
+                             .blocks = s.blocks});
+      domains.insert(s.domain);
+      (s.num_computed >= s.num_prompt_tokens ? decode : prefill) += c.num_tokens;
+    }
+    if (summary != nullptr && domains.size() >= 3 && prefill > 0 && decode > 0) {
+      summary->widest_mixed_step = std::max(summary->widest_mixed_step, prefill + decode);
+    }
+    l.model->Forward({.token_ids = ids, .chunks = step_chunks, .logit_rows = rows}, *l.cache);
+    std::vector<float> all(rows.size() * vocab);
+    for (size_t first = 0; first < rows.size(); first += 16) {
+      const size_t n = std::min<size_t>(16, rows.size() - first);
+      l.model->Logits(static_cast<int>(first), static_cast<int>(n), logits.data());
+      std::memcpy(&all[first * vocab], logits.data(), n * vocab * sizeof(float));
+    }
+    for (const ScheduledChunk& c : chunks) {
+      const size_t i = static_cast<size_t>(c.sequence - sequences.data());
+      std::vector<float>& out = outcomes[i].logits;
+      const size_t begin = static_cast<size_t>(c.sequence->num_computed) * vocab;
+      const size_t count = static_cast<size_t>(c.num_tokens) * vocab;
+      if (out.size() < begin + count) out.resize(begin + count);
+      const float* source = &all[static_cast<size_t>(c.row_begin) * vocab];
+      std::copy(source, source + count, out.begin() + static_cast<std::ptrdiff_t>(begin));
+    }
+    scheduler.Complete();
+    for (const ScheduledChunk& c : chunks) {
+      if (!c.completes) continue;
+      Sequence& s = *c.sequence;
+      const size_t i = static_cast<size_t>(&s - sequences.data());
+      const size_t last = (static_cast<size_t>(c.row_begin) + static_cast<size_t>(c.num_tokens) - 1) * vocab;
+      s.tokens.push_back(Greedy(std::span(all).subspan(last, vocab)));
+      if (static_cast<int>(s.tokens.size()) - s.num_prompt_tokens < prompts[i].max_new_tokens) continue;
+      outcomes[i].tokens = s.tokens;
+      scheduler.Remove(&s);
+      ++ended;
+    }
+  }
+  EXPECT_EQ(l.cache->blocks_in_use(), 0);
+  if (preemptions != nullptr) *preemptions = scheduler.preemptions();
+  return outcomes;
+}
+
+Outcome RunAlone(Loaded& l, const Prompt& prompt) {
+  Outcome o;
+  o.tokens = prompt.ids;
+  for (int i = 0; i < prompt.max_new_tokens; ++i) {
+    o.logits.clear();
+    EXPECT_TRUE(RunPrompt(*l.model, *l.cache, prompt.domain, o.tokens, [&](int, std::span<const float> logits) {
+                  o.logits.insert(o.logits.end(), logits.begin(), logits.end());
+                }).ok());
+    const size_t vocab = static_cast<size_t>(l.model->spec().vocab_size);
+    o.tokens.push_back(Greedy(std::span(o.logits).last(vocab)));
+  }
+  return o;
+}
+
+std::vector<Prompt> MakePrompts(const ModelSpec& spec) {
+  std::mt19937 random(2023);
+  std::vector<Prompt> prompts;
+  const auto add = [&](int tokens, int max_new, int step) {
+    Prompt p{.domain = static_cast<int>(prompts.size() % spec.domains.size()),
+             .ids = {},
+             .max_new_tokens = max_new,
+             .arrives_at_step = step};
+    for (int i = 0; i < tokens; ++i) {
+      p.ids.push_back(static_cast<int32_t>(random() % static_cast<unsigned>(spec.vocab_size)));
+    }
+    prompts.push_back(std::move(p));
+  };
+  for (int tokens : {1, 2, 31, 32, 33, 64, 65, 127, 301}) add(tokens, 4, 0);
+  for (int i = 0; i < 27; ++i) add(1 + static_cast<int>(random() % 12), 8 + static_cast<int>(random() % 8), i % 6);
+  add(310, 2, 5);
+  return prompts;
+}
+
+void ExpectSameBits(const std::vector<Outcome>& got, const std::vector<Outcome>& want, size_t vocab) {
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < want.size(); ++i) {
+    EXPECT_EQ(got[i].tokens, want[i].tokens) << "sequence " << i;
+    ASSERT_EQ(got[i].logits.size(), want[i].logits.size()) << "sequence " << i;
+    for (size_t p = 0; p * vocab < want[i].logits.size(); ++p) {
+      ASSERT_EQ(std::memcmp(&got[i].logits[p * vocab], &want[i].logits[p * vocab], vocab * sizeof(float)), 0)
+          << "sequence " << i << " position " << p;
+    }
+  }
+}
+
+class BatchInvarianceTest : public testing::TestWithParam<std::tuple<kernels::Tier, kernels::WeightType>> {};
+
+TEST_P(BatchInvarianceTest, LogitsHaveTheSameBitsAloneAndInCompany) {
+  const auto [tier, weights] = GetParam();
+  const test::TempDir directory;
+  test::WriteTinyModel(test::MakeTinyModel(TestModel()), directory.path());
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(directory.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const ModelSpec& spec = (*checkpoint)->spec();
+  ASSERT_GE(spec.domains.size(), 3u);
+  const size_t vocab = static_cast<size_t>(spec.vocab_size);
+  const std::vector<Prompt> prompts = MakePrompts(spec);
+
+  std::vector<Outcome> alone;
+  {
+    Loaded l = LoadModel(**checkpoint, tier, weights, 1, 512, 32);
+    for (const Prompt& p : prompts) alone.push_back(RunAlone(l, p));
+  }
+  for (int threads : {1, 2, 3, 5}) {
+    for (int chunk : {1, 7, 64, 512}) {
+      SCOPED_TRACE(testing::Message() << threads << " threads, chunks of " << chunk);
+      Loaded l = LoadModel(**checkpoint, tier, weights, threads, 512, 400);
+      TraceSummary trace;
+      ExpectSameBits(
+          RunTogether(l, prompts,
+                      {.max_step_tokens = 512, .prefill_chunk_tokens = chunk, .max_running = 64, .max_waiting = 64},
+                      &trace),
+          alone, vocab);
+      EXPECT_GE(trace.widest_mixed_step, 24);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST_P(BatchInvarianceTest, ASequenceThatGaveWayComesOutTheSame) {
+  const auto [tier, weights] = GetParam();
+  const test::TempDir directory;
+  test::WriteTinyModel(test::MakeTinyModel(TestModel()), directory.path());
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(directory.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const std::vector<Prompt> prompts = MakePrompts((*checkpoint)->spec());
+  std::vector<Outcome> alone;
+  Loaded l = LoadModel(**checkpoint, tier, weights, 2, 512, 12);
+  for (const Prompt& p : prompts) alone.push_back(RunAlone(l, p));
+  uint64_t preemptions = 0;
+  ExpectSameBits(
+      RunTogether(l, prompts, {.max_step_tokens = 64, .prefill_chunk_tokens = 16, .max_running = 24, .max_waiting = 64},
+                  nullptr, &preemptions),
+      alone, static_cast<size_t>((*checkpoint)->spec().vocab_size));
+  EXPECT_GT(preemptions, 0u);
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiers, BatchInvarianceTest,
+                         testing::Combine(testing::ValuesIn(kernels::SupportedTiers().begin(),
+                                                            kernels::SupportedTiers().end()),
+                                          testing::Values(kernels::WeightType::kBF16, kernels::WeightType::kF32)),
+                         [](const auto& info) {
+                           return std::string(kernels::TierName(std::get<0>(info.param))) +
+                                  (std::get<1>(info.param) == kernels::WeightType::kBF16 ? "Bf16" : "Fp32");
+                         });
+
+}  // namespace
+}  // namespace scion

@@ -1,0 +1,396 @@
+// The facade: what a caller may rely on, whatever the scheduling.
+#include "engine/engine.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <random>
+#include <thread>
+
+#include "engine/model/checkpoint.h"
+#include "engine/model/model.h"
+#include "tests/support/tiny_model.h"
+
+namespace scion {
+namespace {
+
+using ::testing::HasSubstr;
+
+class EngineTest : public ::testing::Test {
+ protected:
+  EngineTest() {
+    test::TinyModelOptions o;
+    o.domains = {{"alpha", 3}, {"beta", 2}, {"gamma", 4}};
+    o.max_position_embeddings = 512;
+    test::WriteTinyModel(test::MakeTinyModel(o), directory_.path());
+  }
+
+  EngineOptions Options() const {
+    EngineOptions o;
+    o.model_directory = directory_.path();
+    o.num_threads = 2;
+    return o;
+  }
+  void Start(EngineOptions options) {
+    absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(std::move(options));
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    engine_ = *std::move(engine);
+  }
+  static Request Prompt(int tokens, int max_new_tokens, int domain = 0) {
+    Request r;
+    for (int i = 0; i < tokens; ++i) r.prompt.push_back(2 + (i * 7 + domain) % 90);
+    r.domain = domain;
+    r.max_new_tokens = max_new_tokens;
+    r.ignore_eos = true;
+    return r;
+  }
+  std::unique_ptr<RequestHandle> Submit(Request r) {
+    absl::StatusOr<std::unique_ptr<RequestHandle>> handle = engine_->Submit(std::move(r));
+    EXPECT_TRUE(handle.ok()) << handle.status();
+    return handle.ok() ? *std::move(handle) : nullptr;
+  }
+  struct Result {
+    std::vector<int32_t> tokens;
+    std::vector<float> logprobs;
+    std::vector<std::vector<TokenLogprob>> top;
+    FinishReason reason;
+    absl::Status status;
+  };
+  static Result Drain(RequestHandle& handle) {
+    Result r;
+    for (;;) {
+      const Event e = handle.Next();
+      if (e.kind == Event::Kind::kFinished) {
+        r.reason = e.finish_reason;
+        r.status = e.status;
+        EXPECT_FALSE(handle.TryNext().has_value()) << "an event after the terminal one";
+        return r;
+      }
+      r.tokens.push_back(e.token_id);
+      if (e.logprob) r.logprobs.push_back(*e.logprob);
+      r.top.emplace_back(e.top.begin(), e.top.end());
+    }
+  }
+  // Until a condition that must come true does; the test's own time limit is the bound.
+  template <typename Condition>
+  static void Await(Condition condition) {
+    while (!condition()) std::this_thread::yield();
+  }
+
+  test::TempDir directory_;
+  std::unique_ptr<Engine> engine_;
+};
+
+TEST_F(EngineTest, GivesTheTokensOfTheModelRunAlone) {
+  Start(Options());
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(directory_.path());
+  ASSERT_TRUE(checkpoint.ok());
+  ThreadPool pool(1);
+  std::unique_ptr<Model> model = *Model::Load(**checkpoint, {.tier = *engine_->options().tier}, pool);
+  KvCache cache = *KvCache::Create(model->KvPlanes(), kernels::kKvBlockTokens, 16);
+  for (int domain = 0; domain < 3; ++domain) {
+    const Request request = Prompt(9, 12, domain);
+    std::vector<int32_t> ids = request.prompt;
+    for (int i = 0; i < 12; ++i) {
+      int32_t next = 0;
+      ASSERT_TRUE(RunPrompt(*model, cache, domain, ids, [&](int, std::span<const float> logits) {
+                    next = static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+                  }).ok());
+      ids.push_back(next);
+    }
+    const Result r = Drain(*Submit(request));
+    EXPECT_EQ(r.tokens, std::vector<int32_t>(ids.begin() + 9, ids.end()));
+    EXPECT_EQ(r.reason, FinishReason::kLength);
+    EXPECT_TRUE(r.status.ok());
+  }
+}
+
+TEST_F(EngineTest, ScoresEveryPromptTokenButTheFirst) {
+  Start(Options());
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(directory_.path());
+  ThreadPool pool(1);
+  std::unique_ptr<Model> model = *Model::Load(**checkpoint, {.tier = *engine_->options().tier}, pool);
+  KvCache cache = *KvCache::Create(model->KvPlanes(), kernels::kKvBlockTokens, 16);
+  Request request = Prompt(300, 0, 1);
+  request.score_prompt = true;
+  std::vector<double> expected;
+  ASSERT_TRUE(RunPrompt(*model, cache, 1, request.prompt, [&](int position, std::span<const float> logits) {
+                if (position + 1 == 300) return;
+                double sum = 0;
+                for (float l : logits) sum += std::exp(static_cast<double>(l));
+                expected.push_back(logits[static_cast<size_t>(request.prompt[static_cast<size_t>(position) + 1])] -
+                                   std::log(sum));
+              }).ok());
+  const Result r = Drain(*Submit(request));
+  EXPECT_EQ(r.reason, FinishReason::kScored);
+  EXPECT_EQ(r.tokens, std::vector<int32_t>(request.prompt.begin() + 1, request.prompt.end()));
+  ASSERT_EQ(r.logprobs.size(), 299u);
+  for (size_t i = 0; i < 299; ++i) EXPECT_NEAR(r.logprobs[i], expected[i], 1e-4) << i;
+}
+
+TEST_F(EngineTest, AOneTokenScoreEndsAtOnceWithNoScores) {
+  Start(Options());
+  Request request = Prompt(1, 0);
+  request.score_prompt = true;
+  const Result r = Drain(*Submit(request));
+  EXPECT_EQ(r.reason, FinishReason::kScored);
+  EXPECT_TRUE(r.tokens.empty());
+}
+
+TEST_F(EngineTest, StopsAtAStopTokenWithoutEmittingIt) {
+  Start(Options());
+  const Result all = Drain(*Submit(Prompt(9, 12)));
+  Request request = Prompt(9, 12);
+  request.stop_token_ids = {all.tokens[5]};
+  const Result r = Drain(*Submit(request));
+  const size_t first =
+      static_cast<size_t>(std::find(all.tokens.begin(), all.tokens.end(), all.tokens[5]) - all.tokens.begin());
+  EXPECT_EQ(r.tokens, std::vector<int32_t>(all.tokens.begin(), all.tokens.begin() + static_cast<ptrdiff_t>(first)));
+  EXPECT_EQ(r.reason, FinishReason::kStop);
+}
+
+TEST_F(EngineTest, EosEndsTheTextUnlessItIsToBeIgnored) {
+  Start(Options());
+  const int32_t eos = engine_->spec().eos_token_ids.at(0);
+  Request request = Prompt(5, 6);
+  request.sampling.logit_bias = {{eos, 1000.0f}};
+  EXPECT_EQ(Drain(*Submit(request)).tokens, std::vector<int32_t>(6, eos));
+  request.ignore_eos = false;
+  const Result r = Drain(*Submit(request));
+  EXPECT_TRUE(r.tokens.empty());
+  EXPECT_EQ(r.reason, FinishReason::kStop);
+}
+
+TEST_F(EngineTest, SameSeedSameTextInAnyCompany) {
+  Start(Options());
+  Request request = Prompt(9, 40, 2);
+  request.sampling = {.temperature = 1.0f, .top_k = 20, .top_p = 0.95f, .seed = 1234, .logit_bias = {}};
+  request.top_logprobs = 3;
+  const Result alone = Drain(*Submit(request));
+  std::vector<std::unique_ptr<RequestHandle>> company;
+  for (int i = 0; i < 30; ++i) company.push_back(Submit(Prompt(1 + i * 5, 20, i % 3)));
+  const Result together = Drain(*Submit(request));
+  EXPECT_EQ(alone.tokens, together.tokens);
+  ASSERT_EQ(alone.logprobs.size(), 40u);
+  EXPECT_EQ(std::memcmp(alone.logprobs.data(), together.logprobs.data(), 40 * sizeof(float)), 0);
+  for (size_t i = 0; i < 40; ++i) {
+    ASSERT_EQ(together.top[i].size(), 3u);
+    EXPECT_GE(together.top[i][0].logprob, together.top[i][1].logprob);
+    EXPECT_EQ(alone.top[i][2].token_id, together.top[i][2].token_id);
+  }
+  request.sampling.seed = 1235;
+  EXPECT_NE(Drain(*Submit(request)).tokens, alone.tokens);
+}
+
+TEST_F(EngineTest, ANewcomerGetsItsFirstTokenBeforeAnyOfEightDecodesEnds) {
+  std::mutex mutex;
+  std::vector<StepTrace> steps;
+  EngineOptions options = Options();
+  options.step_observer = [&](const StepTrace& t) {
+    std::lock_guard lock(mutex);
+    steps.push_back(t);
+  };
+  Start(options);
+  std::vector<std::unique_ptr<RequestHandle>> decoding;
+  for (int i = 0; i < 8; ++i) decoding.push_back(Submit(Prompt(4, 400, i % 3)));
+  for (auto& handle : decoding) EXPECT_EQ(handle->Next().kind, Event::Kind::kToken);
+  std::unique_ptr<RequestHandle> newcomer = Submit(Prompt(200, 5));
+  EXPECT_EQ(newcomer->Next().kind, Event::Kind::kToken);
+  for (auto& handle : decoding) {
+    while (std::optional<Event> e = handle->TryNext()) EXPECT_EQ(e->kind, Event::Kind::kToken) << "ended too early";
+  }
+  newcomer.reset();
+  for (auto& handle : decoding) EXPECT_TRUE(Drain(*handle).status.ok());
+  std::lock_guard lock(mutex);
+  EXPECT_TRUE(std::any_of(steps.begin(), steps.end(), [](const StepTrace& t) {
+    return t.decode_rows >= 8 && t.prefill_rows > 0 && t.domains == 3;
+  }));
+}
+
+TEST_F(EngineTest, EveryRequestEndsWithExactlyOneTerminalEventWhateverHappens) {
+  EngineOptions options = Options();
+  options.kv_cache_bytes = 1 << 18;  // far too small for all: sequences give way
+  options.max_running_requests = 16;
+  options.prefill_chunk_tokens = 32;
+  Start(options);
+  std::vector<std::thread> clients;
+  std::atomic<int> ended{0};
+  for (int c = 0; c < 8; ++c) {
+    clients.emplace_back([&, c] {
+      std::mt19937 random(static_cast<unsigned>(c));
+      for (int i = 0; i < 25; ++i) {
+        Request request = Prompt(1 + static_cast<int>(random() % 150), 1 + static_cast<int>(random() % 60), c % 3);
+        if (random() % 7 == 0) request.deadline = absl::Now() + absl::Microseconds(random() % 20000);
+        std::unique_ptr<RequestHandle> handle = Submit(std::move(request));
+        const unsigned fate = random() % 4;
+        if (fate == 0) continue;  // dropped at once
+        for (unsigned n = random() % 20; fate == 1 && n > 0; --n) {
+          if (handle->Next().kind == Event::Kind::kFinished) break;
+        }
+        if (fate == 1) continue;  // dropped in mid-stream
+        if (fate == 2) handle->Cancel();
+        const Result r = Drain(*handle);
+        EXPECT_TRUE(r.status.ok() || absl::IsCancelled(r.status) || absl::IsDeadlineExceeded(r.status)) << r.status;
+        ++ended;
+      }
+    });
+  }
+  for (std::thread& t : clients) t.join();
+  EXPECT_GT(ended, 50);
+  Await([&] { return engine_->Idle(); });
+  const EngineStats stats = engine_->Stats();
+  EXPECT_EQ(stats.kv_blocks_in_use, 0);
+  EXPECT_EQ(stats.waiting_requests, 0);
+  EXPECT_EQ(stats.waiting_tokens, 0);
+  EXPECT_EQ(stats.running_requests, 0);
+  EXPECT_EQ(stats.requests_finished + stats.requests_cancelled, 200u);
+}
+
+TEST_F(EngineTest, CancelEndsAQueuedRequestAndARunningOne) {
+  EngineOptions options = Options();
+  options.max_running_requests = 1;
+  Start(options);
+  std::unique_ptr<RequestHandle> running = Submit(Prompt(4, 500));
+  EXPECT_EQ(running->Next().kind, Event::Kind::kToken);
+  std::unique_ptr<RequestHandle> queued = Submit(Prompt(4, 500));
+  queued->Cancel();
+  EXPECT_TRUE(absl::IsCancelled(Drain(*queued).status));
+  running->Cancel();
+  EXPECT_TRUE(absl::IsCancelled(Drain(*running).status));
+  Await([&] { return engine_->Stats().kv_blocks_in_use == 0; });
+}
+
+TEST_F(EngineTest, ADeadlineEndsARequestThatWaits) {
+  EngineOptions options = Options();
+  options.max_running_requests = 1;
+  Start(options);
+  std::unique_ptr<RequestHandle> running = Submit(Prompt(4, 500));
+  Request late = Prompt(4, 5);
+  late.deadline = absl::Now();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(Drain(*Submit(late)).status));
+}
+
+TEST_F(EngineTest, TheQueueIsBounded) {
+  EngineOptions options = Options();
+  options.max_running_requests = 1;
+  options.max_waiting_requests = 2;
+  Start(options);
+  std::unique_ptr<RequestHandle> running = Submit(Prompt(4, 500));
+  EXPECT_EQ(running->Next().kind, Event::Kind::kToken);
+  std::unique_ptr<RequestHandle> first = Submit(Prompt(4, 5));
+  std::unique_ptr<RequestHandle> second = Submit(Prompt(4, 5));
+  absl::StatusOr<std::unique_ptr<RequestHandle>> third = engine_->Submit(Prompt(4, 5));
+  EXPECT_EQ(third.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(third.status().message()), HasSubstr("2 requests are waiting"));
+  running->Cancel();
+  EXPECT_TRUE(Drain(*first).status.ok());
+  EXPECT_TRUE(Drain(*second).status.ok());
+  EXPECT_TRUE(Drain(*Submit(Prompt(4, 5))).status.ok());
+}
+
+TEST_F(EngineTest, TheQueuesTokensAreBounded) {
+  EngineOptions options = Options();
+  options.max_running_requests = 1;
+  options.max_waiting_tokens = 100;
+  Start(options);
+  std::unique_ptr<RequestHandle> running = Submit(Prompt(4, 500));
+  EXPECT_EQ(running->Next().kind, Event::Kind::kToken);
+  std::unique_ptr<RequestHandle> first = Submit(Prompt(60, 5));
+  EXPECT_EQ(engine_->Submit(Prompt(60, 5)).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(engine_->Submit(Prompt(40, 5)).ok());
+}
+
+TEST_F(EngineTest, RefusesWhatCannotBeServedAndSaysWhy) {
+  EngineOptions options = Options();
+  options.kv_cache_bytes = 3 * 3 * 32 * 2 * 2 * 16;  // three blocks: 96 tokens
+  Start(options);
+  const auto refused = [&](Request r, absl::StatusCode code, const std::string& message) {
+    const absl::Status status = engine_->Submit(std::move(r)).status();
+    EXPECT_EQ(status.code(), code) << message;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(message));
+  };
+  EXPECT_TRUE(Drain(*Submit(Prompt(5, 5))).status.ok());  // the control
+  constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
+  refused(Prompt(0, 5), kInvalid, "no tokens");
+  refused(Prompt(5, 0), kInvalid, "max_tokens");
+  refused(Prompt(500, 13), kInvalid, "context is 512 tokens, but the request needs 513: 500");
+  refused(Prompt(90, 20), absl::StatusCode::kResourceExhausted, "110 tokens of KV cache, the server has 96");
+  Request r = Prompt(5, 5);
+  r.prompt[2] = 97;
+  refused(r, kInvalid, "token id 97 is outside the vocabulary of 97");
+  r = Prompt(5, 5);
+  r.sampling.temperature = -1;
+  refused(r, kInvalid, "temperature");
+  r = Prompt(5, 5);
+  r.sampling.top_p = 0;
+  refused(r, kInvalid, "top_p");
+  r = Prompt(5, 5);
+  r.sampling.top_k = -1;
+  refused(r, kInvalid, "top_k");
+  r = Prompt(5, 5);
+  r.sampling.logit_bias = {{97, 1.0f}};
+  refused(r, kInvalid, "logit_bias");
+  r = Prompt(5, 5);
+  r.top_logprobs = 21;
+  refused(r, kInvalid, "logprobs");
+  r = Prompt(5, 5, 3);
+  refused(r, kInvalid, "domain index 3 of 3");
+  engine_->StartDraining();
+  refused(Prompt(5, 5), absl::StatusCode::kUnavailable, "shutting down");
+}
+
+TEST_F(EngineTest, NotifyIsCalledForEventsBeforeAndAfterItIsSet) {
+  Start(Options());
+  std::unique_ptr<RequestHandle> handle = Submit(Prompt(4, 50));
+  Await([&] { return engine_->Stats().domains[0].generated_tokens > 3; });
+  std::atomic<int> calls{0};
+  handle->SetNotify([&] { ++calls; });
+  Await([&] { return calls > 0; });
+  int events = 0;
+  for (bool ended = false; !ended;) {
+    const int seen = calls;
+    while (std::optional<Event> e = handle->TryNext()) {
+      ++events;
+      ended = e->kind == Event::Kind::kFinished;
+    }
+    if (!ended) Await([&] { return calls > seen; });
+  }
+  EXPECT_EQ(events, 51);
+}
+
+TEST_F(EngineTest, CountsTheTokensThatEachExpertSaw) {
+  Start(Options());
+  const Result r = Drain(*Submit(Prompt(20, 10, 1)));
+  EXPECT_EQ(r.tokens.size(), 10u);
+  const EngineStats stats = engine_->Stats();
+  ASSERT_EQ(stats.domains.size(), 3u);
+  EXPECT_EQ(stats.domains[1].prompt_tokens, 20u);
+  EXPECT_EQ(stats.domains[1].generated_tokens, 10u);
+  for (size_t d = 0; d < 3; ++d) {
+    ASSERT_EQ(stats.domains[d].expert_tokens.size(), 2u);
+    for (const std::vector<uint64_t>& layer : stats.domains[d].expert_tokens) {
+      uint64_t sum = 0;
+      for (uint64_t n : layer) sum += n;
+      // The last generated token is never computed.
+      EXPECT_EQ(sum, d == 1 ? 29u : 0u);
+    }
+  }
+}
+
+TEST_F(EngineTest, DestructionEndsWhatIsStillRunning) {
+  Start(Options());
+  std::unique_ptr<RequestHandle> handle = Submit(Prompt(4, 500));
+  std::thread reader([&] {
+    const Result r = Drain(*handle);
+    EXPECT_TRUE(absl::IsUnavailable(r.status)) << r.status;
+  });
+  Await([&] { return engine_->Stats().steps > 2; });
+  engine_.reset();
+  reader.join();
+}
+
+}  // namespace
+}  // namespace scion
