@@ -1,0 +1,237 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <numeric>
+
+#include "engine/kernels/reference.h"
+#include "tests/engine/kernels/test_util.h"
+
+namespace scion::kernels {
+namespace {
+
+// A block pool of one layer, and a sequence whose blocks lie in it in a shuffled order.
+struct Cache {
+  AlignedBuffer k, v;
+  KvPlanes planes;
+  std::vector<int32_t> block_table;
+
+  Cache(KvType type, int num_kv_heads, int head_dim, int blocks, uint32_t seed)
+      : block_table(static_cast<size_t>(blocks)) {
+    const size_t block_bytes = static_cast<size_t>(num_kv_heads * head_dim * kKvBlockTokens) * KvTypeBytes(type);
+    k = MakeBuffer(block_bytes * static_cast<size_t>(blocks));
+    v = MakeBuffer(block_bytes * static_cast<size_t>(blocks));
+    std::iota(block_table.begin(), block_table.end(), 0);
+    std::shuffle(block_table.begin(), block_table.end(), std::mt19937(seed));
+    planes = {k.data(), v.data(), block_bytes, num_kv_heads, head_dim, type};
+  }
+};
+
+// Keys and values of a sequence, [tokens, num_kv_heads, head_dim] each.
+struct Sequence {
+  int tokens, num_kv_heads, head_dim;
+  std::vector<float> k, v;
+
+  Sequence(int tokens, int num_kv_heads, int head_dim, uint32_t seed)
+      : tokens(tokens), num_kv_heads(num_kv_heads), head_dim(head_dim) {
+    const size_t n = static_cast<size_t>(tokens * num_kv_heads * head_dim);
+    k = RandomFloats(n, seed);
+    v = RandomFloats(n, seed + 1);
+  }
+
+  void WriteTo(const KernelTable& kernels, const Cache& cache) const {
+    for (int t = 0; t < tokens; ++t) {
+      const ptrdiff_t at = static_cast<ptrdiff_t>(t) * num_kv_heads * head_dim;
+      kernels.write_kv(cache.planes, cache.block_table[static_cast<size_t>(t / kKvBlockTokens)], t % kKvBlockTokens,
+                       k.data() + at, v.data() + at);
+    }
+  }
+
+  // [tokens, head_dim] of one head, as the cache holds it.
+  std::vector<float> Head(const std::vector<float>& x, int head, KvType type) const {
+    std::vector<float> out;
+    for (int t = 0; t < tokens; ++t) {
+      const float* row = x.data() + (static_cast<ptrdiff_t>(t) * num_kv_heads + head) * head_dim;
+      out.insert(out.end(), row, row + head_dim);
+    }
+    return type == KvType::kBF16 ? RoundedToBf16(out) : out;
+  }
+};
+
+class AttentionTest : public ::testing::TestWithParam<NamedTable> {
+ protected:
+  const KernelTable& kernels() const { return *GetParam().table; }
+
+  std::vector<float> Attend(const Cache& cache, int position, int kv_head, int group, const std::vector<float>& q) {
+    std::vector<float> out(q.size(), -99.0f);
+    kernels().attend(cache.planes, cache.block_table.data(), position, kv_head, group, q.data(),
+                     1.0f / std::sqrt(static_cast<float>(cache.planes.head_dim)), out.data());
+    return out;
+  }
+};
+
+constexpr KvType kKvTypes[] = {KvType::kBF16, KvType::kF32};
+
+TEST_P(AttentionTest, MatchesTheReference) {
+  struct Shape {
+    int num_kv_heads, group, head_dim;
+  };
+  for (KvType type : kKvTypes) {
+    for (Shape s : {Shape{1, 1, 16}, Shape{2, 2, 32}, Shape{3, 3, 48}, Shape{2, 4, 64}, Shape{1, 5, 80},
+                    Shape{2, 7, 96}, Shape{1, 8, 128}, Shape{2, 9, 256}, Shape{1, 16, 112}, Shape{1, 64, 16}}) {
+      const Sequence sequence(301, s.num_kv_heads, s.head_dim, 20);
+      const Cache cache(type, s.num_kv_heads, s.head_dim, 11, 3);
+      sequence.WriteTo(kernels(), cache);
+      const std::vector<float> q = RandomFloats(static_cast<size_t>(s.group * s.head_dim), 22);
+      const int head = s.num_kv_heads - 1;
+      const std::vector<float> k = sequence.Head(sequence.k, head, type);
+      const std::vector<float> v = sequence.Head(sequence.v, head, type);
+      const double scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
+      for (int position : {0, 1, 14, 15, 16, 30, 31, 32, 33, 63, 64, 100, 300}) {
+        const std::vector<float> got = Attend(cache, position, head, s.group, q);
+        for (int g = 0; g < s.group; ++g) {
+          const std::span<const float> q_head(q.data() + g * s.head_dim, static_cast<size_t>(s.head_dim));
+          const std::vector<double> want = reference::Attend(q_head, k, v, position + 1, scale);
+          // A score s has an error of about 2^-24 sqrt(head_dim) |q||k| scale, which moves its weight by as much
+          // (relative); |q|, |k| ~ sqrt(head_dim), |v| < 5. Then the sums over at most 301 tokens.
+          const double tolerance = kF32Epsilon * 4 * 5 * (s.head_dim + 2 * std::sqrt(301.0) + 16);
+          for (int d = 0; d < s.head_dim; ++d) {
+            ASSERT_NEAR(got[static_cast<size_t>(g * s.head_dim + d)], want[static_cast<size_t>(d)], tolerance)
+                << "head_dim " << s.head_dim << " group " << s.group << " position " << position << " head " << g;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, ALargeScoreDoesNotOverflow) {
+  const Sequence sequence(40, 1, 16, 24);
+  const Cache cache(KvType::kF32, 1, 16, 2, 3);
+  sequence.WriteTo(kernels(), cache);
+  std::vector<float> q = RandomFloats(16, 25);
+  for (float& x : q) x *= 1000.0f;
+  const std::vector<float> got = Attend(cache, 39, 0, 1, q);
+  const std::vector<double> want = reference::Attend(q, sequence.k, sequence.v, 40, 0.25);
+  for (size_t d = 0; d < 16; ++d) EXPECT_NEAR(got[d], want[d], 1e-2);
+}
+
+// Other blocks of the pool, other heads, where the blocks lie, the rest of the last block (NaN here), the other query
+// heads of the call: none of it moves a bit.
+TEST_P(AttentionTest, BitsDependOnPositionAndCachedTokensOnly) {
+  constexpr int kGroup = 9, kHeadDim = 80;
+  for (KvType type : kKvTypes) {
+    const Sequence whole(150, 2, kHeadDim, 30);
+    const Cache first(type, 2, kHeadDim, 5, 3);
+    whole.WriteTo(kernels(), first);
+    const std::vector<float> q = RandomFloats(kGroup * kHeadDim, 32);
+    for (int position : {0, 15, 16, 31, 32, 77, 149}) {
+      const std::vector<float> want = Attend(first, position, 1, kGroup, q);
+      for (float x : want) ASSERT_TRUE(std::isfinite(x));
+
+      const Cache second(type, 2, kHeadDim, 9, 8);
+      std::memset(second.k.data(), 0xff, second.k.size());
+      std::memset(second.v.data(), 0xff, second.v.size());
+      Sequence part = whole;
+      part.tokens = position + 1;
+      for (int t = 0; t < part.tokens; ++t) {  // head 0 holds other numbers
+        for (int d = 0; d < kHeadDim; ++d) part.k[static_cast<size_t>(t * 2 * kHeadDim + d)] += 1.0f;
+      }
+      part.WriteTo(kernels(), second);
+      for (int g = 0; g < kGroup; ++g) {
+        const size_t at = static_cast<size_t>(g * kHeadDim);
+        const std::vector<float> one(q.begin() + g * kHeadDim, q.begin() + (g + 1) * kHeadDim);
+        const std::vector<float> alone = Attend(second, position, 1, 1, one);
+        ASSERT_TRUE(SameBytes(alone.data(), &want[at], kHeadDim * sizeof(float)))
+            << "position " << position << " head " << g;
+      }
+      const std::vector<float> in_company = Attend(second, position, 1, kGroup, q);
+      ASSERT_TRUE(SameBytes(in_company.data(), want.data(), want.size() * sizeof(float))) << "position " << position;
+    }
+  }
+}
+
+TEST_P(AttentionTest, WriteKvFillsItsSlotOnly) {
+  constexpr int kHeads = 3, kHeadDim = 48, kBlock = 1, kSlot = 13;
+  for (KvType type : kKvTypes) {
+    const Cache cache(type, kHeads, kHeadDim, 3, 3);
+    std::memset(cache.k.data(), 0xee, cache.k.size());
+    std::memset(cache.v.data(), 0xee, cache.v.size());
+    const Sequence token(1, kHeads, kHeadDim, 40);
+    kernels().write_kv(cache.planes, kBlock, kSlot, token.k.data(), token.v.data());
+    size_t k_written = 0, v_written = 0;
+    const size_t element = KvTypeBytes(type);
+    const auto read = [&](const AlignedBuffer& plane, size_t index) {
+      uint32_t bits = 0;
+      std::memcpy(&bits, plane.data() + kBlock * cache.planes.block_bytes + index * element, element);
+      return type == KvType::kBF16 ? Bf16ToF32(static_cast<uint16_t>(bits)) : std::bit_cast<float>(bits);
+    };
+    for (int h = 0; h < kHeads; ++h) {
+      for (int d = 0; d < kHeadDim; ++d) {
+        const float k = token.k[static_cast<size_t>(h * kHeadDim + d)];
+        const float v = token.v[static_cast<size_t>(h * kHeadDim + d)];
+        const bool bf16 = type == KvType::kBF16;
+        EXPECT_EQ(read(cache.k, static_cast<size_t>((h * kHeadDim + d) * kKvBlockTokens + kSlot)),
+                  bf16 ? Bf16ToF32(F32ToBf16(k)) : k);
+        EXPECT_EQ(read(cache.v, static_cast<size_t>((h * kKvBlockTokens + kSlot) * kHeadDim + d)),
+                  bf16 ? Bf16ToF32(F32ToBf16(v)) : v);
+      }
+    }
+    uint32_t untouched = 0;
+    std::memset(&untouched, 0xee, element);
+    for (size_t i = 0; i < cache.k.size() / element; ++i) {
+      k_written += std::memcmp(cache.k.data() + i * element, &untouched, element) != 0;
+      v_written += std::memcmp(cache.v.data() + i * element, &untouched, element) != 0;
+    }
+    EXPECT_EQ(k_written, static_cast<size_t>(kHeads * kHeadDim));
+    EXPECT_EQ(v_written, static_cast<size_t>(kHeads * kHeadDim));
+  }
+}
+
+TEST_P(AttentionTest, CacheRoundsToNearestEven) {
+  const Cache cache(KvType::kBF16, 1, 16, 1, 3);
+  // 1 + 2^-8 lies half-way between two bf16, the lower of which is even; 1 + 3 * 2^-8 half-way below an even one.
+  std::vector<float> x(16, 0x1.01p0f);
+  x[1] = 0x1.03p0f;
+  x[2] = 0x1.010002p0f;
+  x[3] = -0x1.01p0f;
+  x[4] = std::numeric_limits<float>::infinity();
+  x[5] = std::bit_cast<float>(0x7f800001u);  // a NaN whose payload lies in the lower half only
+  x[6] = std::numeric_limits<float>::max();
+  kernels().write_kv(cache.planes, 0, 0, x.data(), x.data());
+  const uint16_t* v = cache.v.as<uint16_t>();
+  EXPECT_EQ(v[0], 0x3f80);
+  EXPECT_EQ(v[1], 0x3f82);
+  EXPECT_EQ(v[2], 0x3f81);
+  EXPECT_EQ(v[3], 0xbf80);
+  EXPECT_EQ(v[4], 0x7f80);
+  EXPECT_TRUE(std::isnan(Bf16ToF32(v[5])));
+  EXPECT_EQ(v[6], 0x7f80);
+}
+
+TEST_P(AttentionTest, RopeMatchesTheReference) {
+  for (int head_dim : {16, 32, 48, 64, 80, 128, 256}) {
+    const size_t n = static_cast<size_t>(head_dim);
+    std::vector<float> cos(n / 2), sin(n / 2);
+    for (size_t i = 0; i < n / 2; ++i) {
+      cos[i] = std::cos(0.37f * static_cast<float>(i + 1));
+      sin[i] = std::sin(0.37f * static_cast<float>(i + 1));
+    }
+    const std::vector<float> heads = RandomFloats(3 * n, 50);
+    std::vector<float> got = heads;
+    kernels().rope(got.data(), 3, head_dim, cos.data(), sin.data());
+    for (size_t h = 0; h < 3; ++h) {
+      const std::vector<double> want = reference::Rope({heads.data() + h * n, n}, cos, sin);
+      for (size_t d = 0; d < n; ++d) {
+        const double size = std::abs(heads[h * n + d]) + std::abs(heads[h * n + (d + n / 2) % n]);
+        ASSERT_NEAR(got[h * n + d], want[d], 2 * kF32Epsilon * size + 1e-30);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiers, AttentionTest, ::testing::ValuesIn(AllTables()),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace scion::kernels

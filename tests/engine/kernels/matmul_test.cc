@@ -1,0 +1,259 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "engine/kernels/reference.h"
+#include "tests/engine/kernels/test_util.h"
+
+namespace scion::kernels {
+namespace {
+
+constexpr int kInFeatures[] = {1, 2, 31, 32, 33, 192, 517};
+constexpr int kOutFeatures[] = {1, 63, 64, 65, 192, 200};
+constexpr int kRows[] = {1, 2, 3, 5, 12, 13, 16, 33, 300};
+constexpr WeightType kTypes[] = {WeightType::kBF16, WeightType::kF32};
+
+AlignedBuffer Prepare(const KernelTable& k, WeightType type, const std::vector<float>& x, int rows, int in_features) {
+  AlignedBuffer out = MakeBuffer(static_cast<size_t>(rows) * k.activation_row_bytes(type, in_features));
+  k.prepare_activations(type, x.data(), static_cast<size_t>(in_features), nullptr, rows, in_features, out.data());
+  return out;
+}
+
+std::vector<float> MatMul(const KernelTable& k, const PackedMatrix& w, const std::vector<float>& x, int rows) {
+  const AlignedBuffer a = Prepare(k, w.type, x, rows, w.in_features);
+  std::vector<float> y(static_cast<size_t>(rows) * static_cast<size_t>(w.out_features));
+  k.matmul(w, a.data(), rows, 0, NumPanels(w.out_features), y.data(), static_cast<size_t>(w.out_features));
+  return y;
+}
+
+std::vector<float> MatMulSwiglu(const KernelTable& k, const PackedMatrix& gate, const PackedMatrix& up,
+                                const std::vector<float>& x, int rows) {
+  const AlignedBuffer a = Prepare(k, gate.type, x, rows, gate.in_features);
+  std::vector<float> y(static_cast<size_t>(rows) * static_cast<size_t>(gate.out_features));
+  k.matmul_swiglu(gate, up, a.data(), rows, 0, NumPanels(gate.out_features), y.data(),
+                  static_cast<size_t>(gate.out_features));
+  return y;
+}
+
+// The activations as this table's matmul sees them.
+std::vector<float> Seen(const NamedTable& t, WeightType type, const std::vector<float>& x) {
+  return t.bf16_activations && type == WeightType::kBF16 ? RoundedToBf16(x) : x;
+}
+
+double Norm(const float* x, int n) {
+  double s = 0;
+  for (int i = 0; i < n; ++i) s += static_cast<double>(x[i]) * x[i];
+  return std::sqrt(s);
+}
+
+// A dot product of n terms, each with two roundings: the errors grow with sqrt(n) of the norms' product; 6 standard
+// deviations would be 3 * sqrt(2n) halves of a unit.
+double DotTolerance(int n, double x_norm, double w_norm) {
+  return kF32Epsilon * 4 * std::sqrt(2.0 * n + 1) * x_norm * w_norm + 1e-30;
+}
+
+class MatMulTest : public ::testing::TestWithParam<NamedTable> {
+ protected:
+  const KernelTable& k() const { return *GetParam().table; }
+};
+
+TEST_P(MatMulTest, MatchesTheReferenceAtOddSizes) {
+  for (WeightType type : kTypes) {
+    for (int in : kInFeatures) {
+      for (int out : kOutFeatures) {
+        const size_t weights = static_cast<size_t>(in) * static_cast<size_t>(out);
+        const std::vector<float> w = RandomFloats(weights, 1, type == WeightType::kBF16);
+        const OwnedMatrix m = Pack(w, out, in, type);
+        for (int rows : kRows) {
+          const std::vector<float> x = RandomFloats(static_cast<size_t>(rows) * static_cast<size_t>(in), 2);
+          const std::vector<float> seen = Seen(GetParam(), type, x);
+          const std::vector<double> want = reference::MatMul(seen, w, rows, out, in);
+          const std::vector<float> got = MatMul(k(), m.matrix, x, rows);
+          for (int r = 0; r < rows; ++r) {
+            for (int n = 0; n < out; ++n) {
+              const size_t i = static_cast<size_t>(r * out + n);
+              ASSERT_NEAR(got[i], want[i],
+                          DotTolerance(in, Norm(&seen[static_cast<size_t>(r * in)], in),
+                                       Norm(&w[static_cast<size_t>(n * in)], in)))
+                  << "in " << in << " out " << out << " rows " << rows << " at " << r << ", " << n;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(MatMulTest, SwigluMatchesTheReferenceAtOddSizes) {
+  for (WeightType type : kTypes) {
+    for (int in : {1, 33, 192, 517}) {
+      for (int out : {1, 65, 200}) {
+        const size_t weights = static_cast<size_t>(in) * static_cast<size_t>(out);
+        const std::vector<float> gate = RandomFloats(weights, 1, true);
+        const std::vector<float> up = RandomFloats(weights, 2, true);
+        const OwnedMatrix gate_m = Pack(gate, out, in, type);
+        const OwnedMatrix up_m = Pack(up, out, in, type);
+        for (int rows : {1, 5, 13, 300}) {
+          std::vector<float> x = RandomFloats(static_cast<size_t>(rows) * static_cast<size_t>(in), 3);
+          const std::vector<float> seen = Seen(GetParam(), type, x);
+          const std::vector<double> want = reference::MatMulSwiglu(seen, gate, up, rows, out, in);
+          const std::vector<float> got = MatMulSwiglu(k(), gate_m.matrix, up_m.matrix, x, rows);
+          for (int r = 0; r < rows; ++r) {
+            for (int n = 0; n < out; ++n) {
+              const size_t i = static_cast<size_t>(r * out + n);
+              const double x_norm = Norm(&seen[static_cast<size_t>(r * in)], in);
+              const double gate_norm = Norm(&gate[static_cast<size_t>(n * in)], in);
+              const double up_norm = Norm(&up[static_cast<size_t>(n * in)], in);
+              // |silu'| < 1.1, |silu(g)| <= |g|: the errors of both factors, carried through the product.
+              const double tolerance =
+                  2.2 * DotTolerance(in, x_norm, gate_norm) * x_norm * up_norm + 1e-6 * std::abs(want[i]) + 1e-30;
+              ASSERT_NEAR(got[i], want[i], tolerance) << "in " << in << " out " << out << " at " << r << ", " << n;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// The rule itself, written out for one output element: one accumulator, k ascending; within a pair of bf16 weights the
+// even k first, except where vdpbf16ps fixes the opposite.
+float OneAccumulator(const NamedTable& t, WeightType type, const float* x, const float* w, int n) {
+  const auto add = [&](float acc, int k) {
+    if (k >= n) return t.fused ? std::fma(0.0f, 0.0f, acc) : acc + 0.0f * 0.0f;
+    if (t.fused) return std::fma(x[k], w[k], acc);
+    const float product = x[k] * w[k];
+    return acc + product;
+  };
+  float acc = 0;
+  if (type == WeightType::kF32) {
+    for (int k = 0; k < n; ++k) acc = add(acc, k);
+  } else {
+    for (int k = 0; k < n; k += 2) {
+      const int first = t.bf16_activations ? 1 : 0;
+      acc = add(add(acc, k + first), k + 1 - first);
+    }
+  }
+  return acc;
+}
+
+TEST_P(MatMulTest, EveryOutputIsOneAccumulatorInTheDocumentedOrder) {
+  for (WeightType type : kTypes) {
+    for (int in : {1, 33, 517}) {
+      constexpr int kOut = 200;
+      const std::vector<float> w = RandomFloats(static_cast<size_t>(in * kOut), 4, type == WeightType::kBF16);
+      const OwnedMatrix m = Pack(w, kOut, in, type);
+      for (int rows : {1, 4, 7, 33}) {
+        const std::vector<float> x = RandomFloats(static_cast<size_t>(rows * in), 5);
+        const std::vector<float> seen = Seen(GetParam(), type, x);
+        const std::vector<float> got = MatMul(k(), m.matrix, x, rows);
+        for (int r = 0; r < rows; ++r) {
+          for (int n = 0; n < kOut; ++n) {
+            const float want = OneAccumulator(GetParam(), type, &seen[static_cast<size_t>(r * in)],
+                                              &w[static_cast<size_t>(n * in)], in);
+            const float y = got[static_cast<size_t>(r * kOut + n)];
+            ASSERT_TRUE(SameBytes(&y, &want, sizeof(float)))
+                << "in " << in << " rows " << rows << " at " << r << ", " << n << ": " << y << " for " << want;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Rows picked out of a batch by index, in groups of every size up to 40, have the bits that they have in the batch; so
+// have columns computed panel by panel.
+TEST_P(MatMulTest, RowsHaveTheSameBitsAloneAndInCompany) {
+  constexpr int kIn = 517, kOut = 200, kAll = 300;
+  for (WeightType type : kTypes) {
+    const OwnedMatrix gate = Pack(RandomFloats(kIn * kOut, 6), kOut, kIn, type);
+    const OwnedMatrix up = Pack(RandomFloats(kIn * kOut, 7), kOut, kIn, type);
+    const std::vector<float> x = RandomFloats(kAll * kIn, 8);
+    const std::vector<float> all = MatMul(k(), gate.matrix, x, kAll);
+    const std::vector<float> all_swiglu = MatMulSwiglu(k(), gate.matrix, up.matrix, x, kAll);
+    std::mt19937 generator(9);
+    for (int rows = 1; rows <= 40; ++rows) {
+      std::vector<int32_t> index(static_cast<size_t>(rows));
+      for (int32_t& i : index) i = static_cast<int32_t>(generator() % kAll);
+      AlignedBuffer a = MakeBuffer(static_cast<size_t>(rows) * k().activation_row_bytes(type, kIn));
+      k().prepare_activations(type, x.data(), kIn, index.data(), rows, kIn, a.data());
+      constexpr size_t kStride = kOut + 9;
+      std::vector<float> y(static_cast<size_t>(rows) * kStride), y_swiglu = y;
+      const int cut = 1 + rows % 3;
+      for (auto [begin, end] : {std::pair{cut, NumPanels(kOut)}, std::pair{0, cut}}) {
+        k().matmul(gate.matrix, a.data(), rows, begin, end, y.data(), kStride);
+        k().matmul_swiglu(gate.matrix, up.matrix, a.data(), rows, begin, end, y_swiglu.data(), kStride);
+      }
+      for (size_t r = 0; r < index.size(); ++r) {
+        const size_t at = static_cast<size_t>(index[r]) * kOut;
+        ASSERT_TRUE(SameBytes(&y[r * kStride], &all[at], kOut * sizeof(float))) << "row " << r << " of " << rows;
+        ASSERT_TRUE(SameBytes(&y_swiglu[r * kStride], &all_swiglu[at], kOut * sizeof(float)))
+            << "swiglu, row " << r << " of " << rows;
+      }
+    }
+  }
+}
+
+TEST_P(MatMulTest, WritesTheColumnsOfItsPanelsOnly) {
+  constexpr int kIn = 33, kOut = 200, kRowCount = 14;
+  constexpr size_t kStride = kOut + 70;
+  for (WeightType type : kTypes) {
+    const OwnedMatrix m = Pack(RandomFloats(kIn * kOut, 10), kOut, kIn, type);
+    const AlignedBuffer a = Prepare(k(), type, RandomFloats(kRowCount * kIn, 11), kRowCount, kIn);
+    for (int panel = 0; panel < NumPanels(kOut); ++panel) {
+      std::vector<float> y(kRowCount * kStride, -77.0f), y_swiglu = y;
+      k().matmul(m.matrix, a.data(), kRowCount, panel, panel + 1, y.data(), kStride);
+      k().matmul_swiglu(m.matrix, m.matrix, a.data(), kRowCount, panel, panel + 1, y_swiglu.data(), kStride);
+      for (size_t r = 0; r < kRowCount; ++r) {
+        for (size_t n = 0; n < kStride; ++n) {
+          const bool ours = n / kPanelWidth == static_cast<size_t>(panel) && n < kOut;
+          ASSERT_EQ(y[r * kStride + n] != -77.0f, ours) << "panel " << panel << " row " << r << " column " << n;
+          ASSERT_EQ(y_swiglu[r * kStride + n] != -77.0f, ours) << "panel " << panel << " row " << r << " column " << n;
+        }
+      }
+    }
+  }
+}
+
+// Rows prepared one by one lie where they lie when prepared together: a caller may spread the work.
+TEST_P(MatMulTest, ActivationsOfARowDoNotDependOnTheOthers) {
+  for (WeightType type : kTypes) {
+    for (int in : kInFeatures) {
+      const size_t row_bytes = k().activation_row_bytes(type, in);
+      EXPECT_EQ(row_bytes % 64, 0u);
+      const std::vector<float> x = RandomFloats(static_cast<size_t>(7 * in), 12);
+      const AlignedBuffer together = Prepare(k(), type, x, 7, in);
+      const AlignedBuffer apart = MakeBuffer(7 * row_bytes);
+      for (int r = 0; r < 7; ++r) {
+        k().prepare_activations(type, x.data() + r * in, 0, nullptr, 1, in,
+                                apart.data() + static_cast<size_t>(r) * row_bytes);
+      }
+      EXPECT_TRUE(SameBytes(together.data(), apart.data(), 7 * row_bytes));
+    }
+  }
+}
+
+TEST_P(MatMulTest, NanStaysInItsRow) {
+  constexpr int kIn = 33, kOut = 65, kRowCount = 13;
+  for (WeightType type : kTypes) {
+    const OwnedMatrix m = Pack(RandomFloats(kIn * kOut, 13), kOut, kIn, type);
+    std::vector<float> x = RandomFloats(kRowCount * kIn, 14);
+    const std::vector<float> clean = MatMul(k(), m.matrix, x, kRowCount);
+    x[5 * kIn + 32] = std::nanf("");
+    const std::vector<float> y = MatMul(k(), m.matrix, x, kRowCount);
+    for (size_t r = 0; r < kRowCount; ++r) {
+      for (size_t n = 0; n < kOut; ++n) {
+        if (r == 5) {
+          EXPECT_TRUE(std::isnan(y[r * kOut + n]));
+        } else {
+          EXPECT_EQ(y[r * kOut + n], clean[r * kOut + n]);
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiers, MatMulTest, ::testing::ValuesIn(AllTables()),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace scion::kernels

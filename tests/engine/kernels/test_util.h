@@ -1,0 +1,78 @@
+// Random operands, packed matrices, and the list of kernel tables that this machine can run.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/base/aligned_buffer.h"
+#include "engine/base/dtype.h"
+#include "engine/kernels/kernels.h"
+#include "engine/kernels/tier_tables.h"
+
+namespace scion::kernels {
+
+struct NamedTable {
+  std::string name;
+  const KernelTable* table;
+  bool bf16_activations;  // with bf16 weights
+  bool fused;             // multiply-add has one rounding
+};
+inline void PrintTo(const NamedTable& t, std::ostream* os) { *os << t.name; }
+
+// Every supported tier, and the avx512bf16 tier with its instruction emulated.
+inline std::vector<NamedTable> AllTables() {
+  std::vector<NamedTable> tables;
+  for (Tier t : SupportedTiers()) {
+    tables.push_back({std::string(TierName(t)), &GetKernels(t), t == Tier::kAvx512Bf16, t != Tier::kPortable});
+  }
+#if defined(__x86_64__)
+  if (tables.size() > 1) tables.push_back({"avx512bf16_emulated", &kEmulatedBf16Table, true, true});
+#endif
+  return tables;
+}
+
+// Normally distributed, rounded to bf16 if asked for.
+inline std::vector<float> RandomFloats(size_t n, uint32_t seed, bool bf16 = false) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(n);
+  for (float& v : x) v = bf16 ? Bf16ToF32(F32ToBf16(normal(generator))) : normal(generator);
+  return x;
+}
+
+inline std::vector<float> RoundedToBf16(std::vector<float> x) {
+  for (float& v : x) v = Bf16ToF32(F32ToBf16(v));
+  return x;
+}
+
+inline AlignedBuffer MakeBuffer(size_t bytes) { return AlignedBuffer::Create(bytes, "a test").value(); }
+
+// A packed matrix that owns its memory.
+struct OwnedMatrix {
+  AlignedBuffer buffer;
+  PackedMatrix matrix;
+};
+
+inline OwnedMatrix Pack(const std::vector<float>& w, int out_features, int in_features, WeightType type) {
+  OwnedMatrix m;
+  m.buffer = MakeBuffer(PackedBytes(type, out_features, in_features));
+  for (int p = 0; p < NumPanels(out_features); ++p) {
+    const int rows = std::min(kPanelWidth, out_features - p * kPanelWidth);
+    PackPanel(DType::kF32,
+              reinterpret_cast<const std::byte*>(w.data() + static_cast<ptrdiff_t>(p) * kPanelWidth * in_features),
+              rows, in_features, type, m.buffer.data() + static_cast<size_t>(p) * PackedPanelBytes(type, in_features));
+  }
+  m.matrix = {m.buffer.data(), out_features, in_features, type};
+  return m;
+}
+
+inline bool SameBytes(const void* a, const void* b, size_t bytes) { return std::memcmp(a, b, bytes) == 0; }
+
+constexpr double kF32Epsilon = 0x1p-24;  // half a unit in the last place, relative
+
+}  // namespace scion::kernels
