@@ -1,0 +1,172 @@
+#!/usr/bin/env bash
+# Installs what the tests need, builds, runs every test, and closes with the line "N passed, N failed".
+#
+#   tests/run.sh               everything (what CI runs)
+#   tests/run.sh --fast        build, unit and e2e
+#   tests/run.sh --only STEP   one step; may be repeated
+#   tests/run.sh --oracle      everything, and the references must give the golden files again
+#
+# Steps:
+#   build    release build with g++
+#   unit     every CTest test of it
+#   e2e      real processes and sockets (pytest)
+#   install  installed to another prefix and moved, the programs run from there
+#   clang    everything once more with clang 19, for its warnings
+#   asan     AddressSanitizer and UndefinedBehaviorSanitizer on what reads outside data
+#   tsan     ThreadSanitizer on engine and scheduler
+#   fuzz     every fuzz target for a minute
+#   oracle   PyTorch and Transformers, in a virtual environment (only with --oracle)
+#
+# Logs are in build/test-logs/. Environment: SCION_FUZZ_SECONDS, default 60.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source deploy/progress.sh
+exec </dev/null
+
+all_steps=(build unit e2e install clang asan tsan fuzz)
+steps=()
+oracle=false
+while [ $# -gt 0 ]; do
+  case $1 in
+    --fast) steps=(build unit e2e) ;;
+    --oracle) oracle=true ;;
+    --only)
+      [[ " ${all_steps[*]} oracle " == *" ${2-} "* ]] || { echo "tests/run.sh: no step '${2-}'; --help lists them" >&2 && exit 2; }
+      steps+=("$2")
+      shift
+      ;;
+    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' tests/run.sh && exit 0 ;;
+    *) echo "tests/run.sh: unknown argument $1; see --help" >&2 && exit 2 ;;
+  esac
+  shift
+done
+[ ${#steps[@]} -gt 0 ] || steps=("${all_steps[@]}")
+! $oracle || steps+=(oracle)
+
+trap 'status=$?; trap - EXIT; end_children; exit "$status"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+logs=build/test-logs
+rm -rf "$logs"
+mkdir -p "$logs"
+passed=0
+failed=0
+
+# count PASSED FAILED
+count() {
+  passed=$((passed + $1))
+  failed=$((failed + $2))
+}
+
+# One check that is no test program: check NAME COMMAND...
+check() {
+  local name=$1
+  shift
+  if with_progress "$logs/$name.log" "$@"; then
+    count 1 0
+  else
+    tail -n 60 "$logs/$name.log"
+    echo "FAILED: $name"
+    count 0 1
+  fi
+}
+
+# Adds up what a JUnit file of ctest or pytest says, and names the failures. No file, no test in it: a failure.
+count_junit() {
+  local totals
+  python3 -B tests/count_junit.py "$1" | tee "$logs/counted"
+  totals=$(tail -n 1 "$logs/counted")
+  # shellcheck disable=SC2086
+  count ${totals//[!0-9 ]/}
+}
+
+# build PRESET [TARGET...]: configures and builds; a failure counts as one and says so.
+build() {
+  local preset=$1 log=$logs/build-$1.log options=()
+  shift
+  [ $# -eq 0 ] || options=(--target "$@")
+  if with_progress "$log" cmake --preset "$preset" -DSCION_BUILD_TESTS="$([ "$preset" = fuzz ] && echo OFF || echo ON)" &&
+    with_progress "$log" cmake --build "build/$preset" -j "$(parallel_jobs)" "${options[@]}"; then
+    return 0
+  fi
+  grep -E 'error|FAILED|Error' "$log" | head -n 20 || true
+  tail -n 30 "$log"
+  echo "FAILED: build of $preset"
+  count 0 1
+  return 1
+}
+
+# run_ctest PRESET [CTEST ARGUMENT...]
+run_ctest() {
+  local preset=$1 junit=$PWD/$logs/ctest-$1.xml
+  shift
+  with_progress "$logs/ctest-$preset.log" ctest --test-dir "build/$preset" --output-on-failure --no-tests=error \
+    -j "$(nproc)" --output-junit "$junit" --test-output-size-passed 1000000 --test-output-size-failed 1000000 "$@" || true
+  grep -A 60 '\*\*\*' "$logs/ctest-$preset.log" | head -n 200 || true
+  count_junit "$junit"
+}
+
+# The release build of this run: made once, whichever step asks first.
+release_built=
+release_build() {
+  [ -n "$release_built" ] || { build release && release_built=yes || release_built=no; }
+  [ "$release_built" = yes ]
+}
+
+step_build() { ! release_build || count 1 0; }
+
+step_unit() {
+  release_build || return 0
+  run_ctest release
+}
+
+step_e2e() {
+  release_build || return 0
+  with_progress "$logs/e2e.log" tests/e2e/run.sh --junitxml="$PWD/$logs/e2e.xml" ||
+    { grep -v '^$' "$logs/e2e.log" | tail -n 150 || true; }
+  count_junit "$logs/e2e.xml"
+}
+
+step_install() {
+  release_build || return 0
+  check install tests/install_test.sh build/release
+}
+
+# Unlike the others, nothing runs here: that it compiles without a warning is the check.
+step_clang() { ! build clang || count 1 0; }
+
+step_asan() {
+  build asan-ubsan || return 0
+  run_ctest asan-ubsan -L '^(engine/base|engine/text|engine/model|engine/kernels|extract|server|client)$'
+}
+
+step_tsan() {
+  build tsan || return 0
+  run_ctest tsan -L '^(engine|engine/scheduler|engine/base|engine/kv_cache)$'
+}
+
+step_fuzz() {
+  build fuzz || return 0
+  check fuzz tests/fuzz/run.sh "${SCION_FUZZ_SECONDS:-60}"
+}
+
+step_oracle() { check oracle tests/oracle/run.sh; }
+
+echo "== packages"
+deploy/packages.sh build test
+
+for step in "${steps[@]}"; do
+  began=$SECONDS
+  passed_before=$passed
+  failed_before=$failed
+  echo
+  echo "== $step"
+  "step_$step"
+  echo "== $step: $((passed - passed_before)) passed, $((failed - failed_before)) failed, $((SECONDS - began)) s"
+done
+
+echo
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
