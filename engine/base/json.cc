@@ -128,6 +128,10 @@ absl::StatusOr<Json> ParseJson(std::string_view text, std::string_view what, con
     return absl::ResourceExhaustedError(
         absl::StrCat(ToAbsl(what), ": ", text.size(), " bytes, more than the limit of ", limits.max_bytes));
   }
+  // The parser takes a NUL for the end of the text and would never see what follows.
+  if (const size_t nul = text.find('\0'); nul != text.npos) {
+    return absl::InvalidArgumentError(absl::StrCat(ToAbsl(what), ": byte ", nul, ": NUL"));
+  }
   DocumentBuilder builder(what, limits);
   const bool parsed = Json::sax_parse(text.data(), text.data() + text.size(), &builder);
   SCION_RETURN_IF_ERROR(builder.TakeStatus());

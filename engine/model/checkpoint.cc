@@ -46,9 +46,8 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::filesyst
 absl::Status Checkpoint::AddTensorsOfLastFile() {
   const CheckpointFile& file = files_.back();
   SCION_ASSIGN_OR_RETURN(std::vector<TensorInfo> tensors, ReadSafetensorsHeader(file.file, file.path));
-  if (tensors_.size() + tensors.size() > kMaxTensorsPerFile) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(file.path, ": more than ", kMaxTensorsPerFile, " tensors in all files"));
+  if (tensors_.size() + tensors.size() > kMaxTensors) {
+    return absl::ResourceExhaustedError(absl::StrCat(file.path, ": more than ", kMaxTensors, " tensors in all files"));
   }
   for (TensorInfo& tensor : tensors) {
     tensor.file = static_cast<int>(files_.size()) - 1;

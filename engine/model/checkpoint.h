@@ -37,7 +37,7 @@ class Checkpoint {
   // domains/{name}.safetensors for each domain; then every tensor that the spec asks for: present, in the right file,
   // of the right shape and dtype. Every entry of the route tables is read and checked against the group's number of
   // experts. Tensors that the spec does not ask for are ignored in the trunk and refused in a domain. Needs no more
-  // memory than the files' size plus 64 MiB, whatever they claim. NotFound: no such directory or file.
+  // memory than the files' size plus 128 MiB, whatever they claim. NotFound: no such directory or file.
   // PermissionDenied: a file that may not be read. InvalidArgument: a config that makes no sense, a path that leads
   // outside, something that is not a regular file. DataLoss: a damaged file. Unimplemented: a model that this build
   // can't run. ResourceExhausted: more text or tensors than the limits allow.

@@ -8,11 +8,12 @@
 #include "engine/base/sha256.h"
 #include "engine/base/status.h"
 #include "engine/model/model_spec.h"
+#include "engine/model/safetensors.h"
 
 namespace scion {
 namespace {
 
-constexpr JsonLimits kLimits = {.max_bytes = 64 << 20, .max_depth = 8, .max_values = 1 << 18};
+constexpr JsonLimits kLimits = {.max_bytes = kMaxLockFileBytes, .max_depth = 8, .max_values = kMaxTensors + (1 << 14)};
 constexpr int64_t kMaxInt = std::numeric_limits<int64_t>::max();
 
 absl::Status Damaged(const absl::Status& status, std::string_view where) {

@@ -30,6 +30,7 @@
 namespace scion {
 
 inline constexpr std::string_view kLockFileName = "scion.lock.json";
+inline constexpr uint64_t kMaxLockFileBytes = 32 << 20;
 
 struct LockFile {
   struct Domain {

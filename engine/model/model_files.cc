@@ -9,13 +9,16 @@
 
 #include "engine/base/json.h"
 #include "engine/base/status.h"
+#include "engine/model/safetensors.h"
 
 namespace scion {
 namespace fs = std::filesystem;
 namespace {
 
 constexpr uint64_t kMaxConfigBytes = 4 << 20;
-constexpr uint64_t kMaxIndexBytes = 64 << 20;
+// Room for kMaxTensors names and paths.
+constexpr uint64_t kMaxIndexBytes = 32 << 20;
+constexpr int64_t kMaxIndexValues = kMaxTensors + 4096;
 
 bool Contains(const fs::path& root, const fs::path& path) {
   return std::mismatch(root.begin(), root.end(), path.begin(), path.end()).first == root.end();
@@ -67,7 +70,8 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const fs::path& roo
   const auto damaged = [](std::string_view message) {
     return absl::DataLossError(absl::StrCat(ToAbsl(kIndexFileName), ": ", ToAbsl(message)));
   };
-  absl::StatusOr<Json> json = ParseJson(text, kIndexFileName, {.max_bytes = kMaxIndexBytes, .max_depth = 8});
+  absl::StatusOr<Json> json =
+      ParseJson(text, kIndexFileName, {.max_bytes = kMaxIndexBytes, .max_depth = 8, .max_values = kMaxIndexValues});
   if (absl::IsResourceExhausted(json.status())) return json.status();
   if (!json.ok()) return absl::DataLossError(json.status().message());
   if (!json->is_object()) return damaged("must be an object");
@@ -210,7 +214,7 @@ absl::StatusOr<ModelFiles> FindModelFiles(const fs::path& root) {
   SCION_ASSIGN_OR_RETURN(files.spec, ParseModelSpec(config, generation_config));
 
   if (Exists(root, kLockFileName)) {
-    SCION_ASSIGN_OR_RETURN(const std::string text, ReadText(root, kLockFileName, kMaxIndexBytes));
+    SCION_ASSIGN_OR_RETURN(const std::string text, ReadText(root, kLockFileName, kMaxLockFileBytes));
     SCION_ASSIGN_OR_RETURN(files.lock, ParseLockFile(text));
     SCION_ASSIGN_OR_RETURN(files.data, FilesOfLock(*files.lock, files.spec));
   } else if (Exists(root, kIndexFileName)) {

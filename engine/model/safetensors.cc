@@ -129,8 +129,8 @@ class HeaderReader : public nlohmann::json_sax<Json> {
     if (tensor_.name.empty()) return Fail("a tensor without a name");
     if (tensor_.name.size() > kMaxTensorNameBytes)
       return Fail(absl::StrCat("name is longer than ", kMaxTensorNameBytes, " bytes"));
-    if (names_.size() > kMaxTensorsPerFile) {
-      return Fail(absl::StrCat("more than ", kMaxTensorsPerFile, " tensors"), absl::StatusCode::kResourceExhausted);
+    if (names_.size() >= kMaxTensors) {
+      return Fail(absl::StrCat("more than ", kMaxTensors, " tensors"), absl::StatusCode::kResourceExhausted);
     }
     if (!names_.insert(tensor_.name).second) return Fail("comes twice");
     return true;
@@ -266,6 +266,10 @@ absl::StatusOr<std::vector<TensorInfo>> ParseSafetensorsHeader(std::string_view 
                                                                std::string_view file_name) {
   if (header.empty() || header[0] != '{') {
     return absl::DataLossError(absl::StrCat(ToAbsl(file_name), ": header does not begin with '{'"));
+  }
+  // The parser takes a NUL for the end of the text and would never see what follows.
+  if (const size_t nul = header.find('\0'); nul != header.npos) {
+    return absl::DataLossError(absl::StrCat(ToAbsl(file_name), ": header has a NUL at byte ", nul));
   }
   HeaderReader reader(file_name, header.size(), data_bytes);
   const bool parsed = Json::sax_parse(header.data(), header.data() + header.size(), &reader);

@@ -18,7 +18,7 @@
 namespace scion {
 
 inline constexpr uint64_t kMaxSafetensorsHeaderBytes = 100'000'000;
-inline constexpr int kMaxTensorsPerFile = 1 << 18;
+inline constexpr int kMaxTensors = 1 << 17;  // in a file, and in a checkpoint
 inline constexpr int kMaxTensorDims = 8;
 inline constexpr int kMaxTensorNameBytes = 1024;
 

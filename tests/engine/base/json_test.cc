@@ -29,6 +29,13 @@ TEST(JsonTest, RefusesWhatIsNotJson) {
   }
 }
 
+TEST(JsonTest, ANulIsNoEndOfText) {
+  for (std::string_view text : {std::string_view("{}\0", 3), std::string_view("{}\0garbage", 10),
+                                std::string_view("{\0}", 3), std::string_view("[\"a\0\"]", 6)}) {
+    EXPECT_EQ(ParseJson(text, "t").status().code(), absl::StatusCode::kInvalidArgument);
+  }
+}
+
 TEST(JsonTest, AKeyThatComesTwiceIsAnErrorAtAnyDepth) {
   for (std::string_view text : {R"({"k":1,"k":1})", R"({"k":1,"x":2,"k":3})", R"({"x":{"k":1,"k":2}})",
                                 R"([[{"k":{},"k":[]}]])", R"({"k":1,"\u006b":2})"}) {
