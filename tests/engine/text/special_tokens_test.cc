@@ -109,5 +109,18 @@ TEST(SpecialTokensTest, MergesComeAsStringsOrPairs) {
   EXPECT_EQ(Encode(*Parse(text_test::SmallTokenizer()), "abcab"), (Ids{257, 256}));
 }
 
+TEST(SpecialTokensTest, WhiteSpaceIsWhatUnicodeSaysItIs) {
+  // U+0085 is White_Space, U+180E is not; merges that join '!' with their first bytes show where the text was cut.
+  Json json = text_test::SmallTokenizer();
+  json["model"]["vocab"]["!\u00c2"] = 260;
+  json["model"]["vocab"]["!\u00e1"] = 261;
+  json["model"]["merges"].push_back("! \u00c2");
+  json["model"]["merges"].push_back("! \u00e1");
+  const auto tokenizer = Parse(json);
+  ASSERT_NE(tokenizer, nullptr);
+  EXPECT_EQ(Encode(*tokenizer, "!\u0085"), (Ids{'!', 0xC2, 0x85}));
+  EXPECT_EQ(Encode(*tokenizer, "!\u180e"), (Ids{261, 0xA0, 0x8E}));
+}
+
 }  // namespace
 }  // namespace scion
