@@ -22,17 +22,22 @@ std::vector<int32_t> ShuffledTokens(int vocab_size) {
 std::vector<int32_t> CoveringTokens(std::span<const RouteTable> tables, std::span<const int32_t> tokens,
                                     int visits_per_expert) {
   const size_t vocab_size = tokens.size();
-  std::vector<std::vector<int>> missing;
+  struct Expert {
+    int missing_visits;
+    int32_t last_visitor = -1;  // a token whose rows name an expert twice visits it once
+  };
+  std::vector<std::vector<Expert>> experts;
   for (const RouteTable& table : tables) {
-    missing.emplace_back(static_cast<size_t>(table.num_experts), visits_per_expert);
+    experts.emplace_back(static_cast<size_t>(table.num_experts), Expert{visits_per_expert});
   }
   std::vector<int32_t> taken;
   for (const int32_t token : tokens) {
     bool useful = false;
     for (size_t t = 0; t < tables.size(); ++t) {
-      const std::vector<int32_t>& experts = tables[t].expert_of_token;
-      for (size_t at = static_cast<size_t>(token); at < experts.size(); at += vocab_size) {
-        useful |= missing[t][static_cast<size_t>(experts[at])]-- > 0;
+      const std::vector<int32_t>& table = tables[t].expert_of_token;
+      for (size_t at = static_cast<size_t>(token); at < table.size(); at += vocab_size) {
+        Expert& expert = experts[t][static_cast<size_t>(table[at])];
+        if (std::exchange(expert.last_visitor, token) != token) useful |= expert.missing_visits-- > 0;
       }
     }
     if (useful) taken.push_back(token);

@@ -235,4 +235,11 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace scion
 
-int main(int argc, char** argv) { return scion::Main(argc, argv); }
+int main(int argc, char** argv) {
+  const int code = scion::Main(argc, argv);
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    std::fprintf(stderr, "moe-extract: the results can't be written to standard output\n");
+    return scion::kFailed;
+  }
+  return code;
+}

@@ -1,0 +1,227 @@
+"""A full disk, a directory that may not be written, and wrong command lines: the message names the place, the exit code
+is the documented one, and nothing is left behind."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+
+from extract_harness import Harness, entries
+
+NOBODY = 65534
+
+
+def test_full_disk(harness):
+    """A tmpfs of every size from one page up to enough: it is full in the middle of every file in turn."""
+    place = harness.work / "small"
+    place.mkdir()
+    failed_at = set()
+    page = os.sysconf("SC_PAGESIZE")
+    for pages in range(1, 200):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={pages * page}", "scion", place], check=True)
+        try:
+            cut = place / "cut"
+            result = harness.run("slice", harness.model, "--domain", "beta", "-o", cut)
+            if result.returncode == 0:
+                harness.expect_whole(cut, f"a disk of {pages} pages")
+                break
+            harness.expect_code(result, 1, cut.parent, "No space left on device")
+            failed_at.add(result.stderr.split("scion-partial")[-1].split(":")[0])
+            harness.expect(entries(place) == [], f"a full disk of {pages} pages was left with {entries(place)}")
+        finally:
+            subprocess.run(["umount", place], check=True)
+    else:
+        harness.expect(False, "no size was enough")
+    harness.expect(len(failed_at) >= 4, f"the disk was full in too few places: {failed_at}")
+    print("disk full at:", sorted(failed_at))
+
+
+def test_full_disk_for_the_certificate(harness):
+    place = harness.work / "tiny_disk"
+    place.mkdir()
+    cut = harness.work / "certified"
+    harness.expect_code(harness.run("slice", harness.model, "--domain", "beta", "-o", cut), 0)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={os.sysconf('SC_PAGESIZE')}", "scion", place], check=True)
+    try:
+        # The one page is taken by a file, so that not one byte of the certificate fits.
+        (place / "filler").write_bytes(b"x" * os.sysconf("SC_PAGESIZE"))
+        path = place / "certificate.json"
+        result = harness.run("verify", cut, "--against", harness.model, "--certificate", path)
+        harness.expect_code(result, 1, path)
+        harness.expect(entries(place) == ["filler"], f"left: {entries(place)}")
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_every_failing_call(harness):
+    """Each write, sync, mkdir and rename fails in turn, as on a disk that is full or breaks at that moment."""
+    place = harness.work / "failing"
+    cut = place / "cut"
+    for call, error in [("write", "ENOSPC"), ("fsync", "EIO"), ("fsync", "ENOSPC"), ("mkdir", "ENOSPC"),
+                        ("renameat2", "EACCES"), ("renameat2", "ENOSPC")]:
+        n = 0
+        while True:
+            n += 1
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            prefix = ["strace", "-qq", "-o", harness.work / "trace", "-e", f"trace={call}", "-e",
+                      f"inject={call}:error={error}:when={n}"]
+            result = harness.run("slice", harness.model, "--domain", "beta", "-o", cut, prefix=prefix)
+            if result.returncode == 0:
+                break
+            when = f"{call} number {n} failed with {error}"
+            harness.expect_code(result, 1)
+            # The very last steps come after the rename: the cut is there and whole then, and the message says so.
+            if cut.exists():
+                harness.expect("is in place" in result.stderr or "standard output" in result.stderr, result.stderr)
+                harness.expect(entries(place) == ["cut"], f"{when}: {entries(place)}")
+                harness.expect_whole(cut, when)
+            else:
+                harness.expect(str(cut.parent) in result.stderr, f"{when}: no path in the message: {result.stderr}")
+                harness.expect(entries(place) == [], f"{when}: {entries(place)}")
+        harness.expect(n > 1, f"no {call} was hit")
+        print(f"slice failed at each of {n - 1} {call} with {error}")
+
+
+def test_results_that_cannot_be_written(harness):
+    with open("/dev/full", "w") as full:
+        command = [harness.program, "inspect", str(harness.model)]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    harness.expect(result.returncode == 1, f"exit code {result.returncode} though stdout is full")
+    harness.expect("standard output" in result.stderr, result.stderr)
+
+
+def test_no_permission(harness):
+    as_nobody = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    os.chmod(harness.work, 0o755)
+    place = harness.work / "locked"
+    place.mkdir(mode=0o755)
+    cut = place / "cut"
+    # The build folder may be closed to others; a copy of the program is not.
+    own_program = harness.program
+    harness.program = shutil.copy(own_program, harness.work / "moe-extract")
+    harness.expect_code(harness.run("--version", prefix=as_nobody), 0)
+    result = harness.run("slice", harness.model, "--domain", "beta", "-o", cut, prefix=as_nobody)
+    harness.expect_code(result, 1, cut, "Permission denied")
+    harness.expect(entries(place) == [], f"left: {entries(place)}")
+
+    # A model of which one file may not be read.
+    model = harness.work / "half_readable"
+    shutil.copytree(harness.model, model)
+    os.chmod(model / "domains" / "beta.safetensors", 0o600)
+    open_place = harness.work / "open"
+    open_place.mkdir()
+    os.chmod(open_place, 0o777)
+    result = harness.run("slice", model, "--domain", "beta", "-o", open_place / "cut", prefix=as_nobody)
+    harness.expect_code(result, 1, "domains/beta.safetensors", "Permission denied")
+    harness.expect(entries(open_place) == [], f"left: {entries(open_place)}")
+    # The control: the same run on the readable model.
+    result = harness.run("slice", harness.model, "--domain", "beta", "-o", open_place / "cut", prefix=as_nobody)
+    harness.expect_code(result, 0)
+    harness.program = own_program
+
+
+def test_read_only_filesystem(harness):
+    place = harness.work / "read_only"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "scion", place], check=True)
+    try:
+        result = harness.run("slice", harness.model, "--domain", "beta", "-o", place / "cut")
+        harness.expect_code(result, 1, place / "cut", "Read-only file system")
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_usage(harness):
+    out = harness.work / "usage"
+    model = harness.model
+    for arguments in [
+        [],
+        [model],
+        [model, "--domain", "beta"],
+        [model, "-o", out],
+        ["--domain", "beta", "-o", out],
+        ["slice", model, "-o", out],
+        ["slice", model, "--domain", "beta"],
+        ["slice", model, "--domain", "", "-o", out],
+        ["slice", model, "--domain", "beta", "-o", out, "--colour"],
+        ["slice", model, "another", "--domain", "beta", "-o", out],
+        ["verify", out],
+        ["verify", "--against", model],
+        ["verify", out, "--against", model, "--weights", "int3"],
+        ["verify", out, "--against", model, "--threads", "0"],
+        ["inspect"],
+        ["lock"],
+        ["-o", out, "slice", model, "--domain", "beta"],
+    ]:
+        result = harness.run(*arguments)
+        harness.expect_code(result, 2)
+        harness.expect(result.stderr.strip() != "", f"{arguments}: no message")
+        harness.expect(result.stdout == "", f"{arguments}: {result.stdout}")
+    harness.expect(not out.exists(), "a usage error wrote something")
+
+
+def test_help(harness):
+    for arguments in [["--help"], ["slice", "--help"], ["verify", "--help"], ["inspect", "--help"], ["lock", "--help"]]:
+        result = harness.run(*arguments)
+        harness.expect_code(result, 0)
+        harness.expect("Example: moe-extract " in result.stdout, f"{arguments}: no example:\n{result.stdout}")
+    result = harness.run("--version")
+    harness.expect_code(result, 0)
+    harness.expect(result.stdout.startswith("moe-extract ") and result.stdout.count("\n") == 1, result.stdout)
+
+
+def test_whole_way(harness):
+    """Slice and verify in one go; exit code 3 and the place's name when a byte is changed; the results on stdout."""
+    cut = harness.work / "way"
+    result = harness.run(harness.model, "--domain", "beta", "-o", cut)
+    harness.expect_code(result, 0)
+    harness.expect("identical: way is the beta of model" in result.stdout, result.stdout)
+    certificate = json.loads((harness.work / "way.certificate.json").read_text())
+    harness.expect(certificate["result"] == "identical", "the certificate's result")
+    harness.expect_code(harness.run(harness.model, "--domain", "beta", "-o", cut), 1, cut, "exists already")
+    harness.expect_code(harness.run("slice", harness.model, "--domain", "fr", "-o", f"{cut}2"), 1, "'fr'", "alpha, beta")
+
+    (harness.work / "way.certificate.json").unlink()
+    path = cut / "domains" / "beta.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 0x80
+    path.write_bytes(data)
+    result = harness.run("verify", cut, "--against", harness.model, "--json", "--no-certificate")
+    harness.expect_code(result, 3, "domains/beta.safetensors: model.layers.2.")
+    differences = json.loads(result.stdout)["differences"]
+    harness.expect(differences[0]["file"] == "domains/beta.safetensors", differences)
+    harness.expect(not (harness.work / "way.certificate.json").exists(), "--no-certificate wrote one")
+    harness.expect_code(harness.run("inspect", cut, "--check"), 1, "domains/beta.safetensors: model.layers.2.")
+    harness.expect_code(harness.run("lock", cut), 1, "--replace")
+    harness.expect_code(harness.run("lock", cut, "--replace"), 0)
+    harness.expect_code(harness.run("inspect", cut, "--check"), 0)
+    certificate_path = harness.work / "elsewhere.json"
+    result = harness.run("verify", cut, "--against", harness.model, "--certificate", certificate_path)
+    harness.expect_code(result, 3, "domains/beta.safetensors: model.layers.2.", "element ")
+    harness.expect(result.stdout.startswith("differs: "), result.stdout)
+    harness.expect(json.loads(certificate_path.read_text())["result"] == "differs", "the certificate's result")
+    harness.expect_code(harness.run("verify", cut, "--against", pathlib.Path("/nowhere")), 1, "/nowhere")
+
+    inspection = json.loads(harness.run("inspect", harness.model, "--json", "--check").stdout)
+    harness.expect([p["name"] for p in inspection["parts"]] == ["trunk", "alpha", "beta"], inspection)
+    harness.expect(inspection["check"] == "ok", inspection)
+
+
+def main():
+    harness = Harness()
+    test_usage(harness)
+    test_help(harness)
+    test_whole_way(harness)
+    test_full_disk(harness)
+    test_full_disk_for_the_certificate(harness)
+    test_every_failing_call(harness)
+    test_results_that_cannot_be_written(harness)
+    test_no_permission(harness)
+    test_read_only_filesystem(harness)
+    harness.done()
+
+
+if __name__ == "__main__":
+    main()
