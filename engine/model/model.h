@@ -19,6 +19,8 @@ namespace scion {
 
 struct ModelOptions {
   kernels::Tier tier = kernels::Tier::kPortable;
+  // Instead of the tier's own table, if set: how a tier is tried out on a machine that lacks its instructions.
+  const kernels::KernelTable* kernels = nullptr;
   // kBF16: bf16 weights, fp32 accumulation. kF32: the reference mode, weights widened to fp32.
   kernels::WeightType weights = kernels::WeightType::kBF16;
   kernels::KvType kv_type = kernels::KvType::kBF16;

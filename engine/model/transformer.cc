@@ -34,7 +34,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint,
 Transformer::Transformer(ModelSpec spec, const ModelOptions& options, Weights weights, ThreadPool& pool)
     : spec_(std::move(spec)),
       options_(options),
-      k_(kernels::GetKernels(options.tier)),
+      k_(options.kernels != nullptr ? *options.kernels : kernels::GetKernels(options.tier)),
       weights_(std::move(weights)),
       pool_(pool),
       plan_(Pointers(weights_.routers), options.max_step_rows) {}

@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "engine/base/thread_pool.h"
+#include "engine/kernels/tier_tables.h"
 #include "engine/kv_cache/kv_cache.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/model.h"
@@ -61,13 +62,31 @@ struct Loaded {
   std::unique_ptr<KvCache> cache;
 };
 
-Loaded LoadModel(const Checkpoint& checkpoint, kernels::Tier tier, kernels::WeightType weights, int threads,
+// What this machine runs, and the tier of bf16 dot products, emulated where the machine lacks the instruction.
+struct Kernels {
+  std::string name;
+  const kernels::KernelTable* table;
+};
+
+std::vector<Kernels> AllKernels() {
+  std::vector<Kernels> all;
+  for (kernels::Tier tier : kernels::SupportedTiers()) {
+    all.push_back({std::string(kernels::TierName(tier)), &kernels::GetKernels(tier)});
+  }
+#if defined(__x86_64__)
+  if (all.back().name == "avx512") all.push_back({"avx512bf16emulated", &kernels::kEmulatedBf16Table});
+#endif
+  return all;
+}
+
+Loaded LoadModel(const Checkpoint& checkpoint, const Kernels& kernels, kernels::WeightType weights, int threads,
                  int max_step_rows, int num_blocks) {
   Loaded l;
   l.pool = std::make_unique<ThreadPool>(threads);
   l.model =
       *Model::Load(checkpoint,
-                   {.tier = tier,
+                   {.tier = kernels.table->tier,
+                    .kernels = kernels.table,
                     .weights = weights,
                     .kv_type = weights == kernels::WeightType::kF32 ? kernels::KvType::kF32 : kernels::KvType::kBF16,
                     .max_step_rows = max_step_rows,
@@ -204,10 +223,10 @@ void ExpectSameBits(const std::vector<Outcome>& got, const std::vector<Outcome>&
   }
 }
 
-class BatchInvarianceTest : public testing::TestWithParam<std::tuple<kernels::Tier, kernels::WeightType>> {};
+class BatchInvarianceTest : public testing::TestWithParam<std::tuple<Kernels, kernels::WeightType>> {};
 
 TEST_P(BatchInvarianceTest, LogitsHaveTheSameBitsAloneAndInCompany) {
-  const auto [tier, weights] = GetParam();
+  const auto& [kernels, weights] = GetParam();
   const test::TempDir directory;
   test::WriteTinyModel(test::MakeTinyModel(TestModel()), directory.path());
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(directory.path());
@@ -219,13 +238,13 @@ TEST_P(BatchInvarianceTest, LogitsHaveTheSameBitsAloneAndInCompany) {
 
   std::vector<Outcome> alone;
   {
-    Loaded l = LoadModel(**checkpoint, tier, weights, 1, 512, 32);
+    Loaded l = LoadModel(**checkpoint, kernels, weights, 1, 512, 32);
     for (const Prompt& p : prompts) alone.push_back(RunAlone(l, p));
   }
   for (int threads : {1, 2, 3, 5}) {
     for (int chunk : {1, 7, 64, 512}) {
       SCOPED_TRACE(testing::Message() << threads << " threads, chunks of " << chunk);
-      Loaded l = LoadModel(**checkpoint, tier, weights, threads, 512, 400);
+      Loaded l = LoadModel(**checkpoint, kernels, weights, threads, 512, 400);
       TraceSummary trace;
       ExpectSameBits(
           RunTogether(l, prompts,
@@ -239,14 +258,14 @@ TEST_P(BatchInvarianceTest, LogitsHaveTheSameBitsAloneAndInCompany) {
 }
 
 TEST_P(BatchInvarianceTest, ASequenceThatGaveWayComesOutTheSame) {
-  const auto [tier, weights] = GetParam();
+  const auto& [kernels, weights] = GetParam();
   const test::TempDir directory;
   test::WriteTinyModel(test::MakeTinyModel(TestModel()), directory.path());
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(directory.path());
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   const std::vector<Prompt> prompts = MakePrompts((*checkpoint)->spec());
   std::vector<Outcome> alone;
-  Loaded l = LoadModel(**checkpoint, tier, weights, 2, 512, 12);
+  Loaded l = LoadModel(**checkpoint, kernels, weights, 2, 512, 12);
   for (const Prompt& p : prompts) alone.push_back(RunAlone(l, p));
   uint64_t preemptions = 0;
   ExpectSameBits(
@@ -257,11 +276,10 @@ TEST_P(BatchInvarianceTest, ASequenceThatGaveWayComesOutTheSame) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, BatchInvarianceTest,
-                         testing::Combine(testing::ValuesIn(kernels::SupportedTiers().begin(),
-                                                            kernels::SupportedTiers().end()),
+                         testing::Combine(testing::ValuesIn(AllKernels()),
                                           testing::Values(kernels::WeightType::kBF16, kernels::WeightType::kF32)),
                          [](const auto& info) {
-                           return std::string(kernels::TierName(std::get<0>(info.param))) +
+                           return std::get<0>(info.param).name +
                                   (std::get<1>(info.param) == kernels::WeightType::kBF16 ? "Bf16" : "Fp32");
                          });
 
