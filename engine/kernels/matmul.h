@@ -23,7 +23,8 @@ constexpr int kPanelLines = kPanelWidth / 16;
 constexpr int kBlockSteps = 64;
 constexpr int kMaxBlockRows = 96;
 constexpr size_t kBlockActivationBytes = 384 * 1024;
-constexpr size_t kPrefetchBytes = 4096;
+// How far ahead of its own reads a single pass over a panel asks for weights.
+constexpr size_t kPrefetchBytes = 8192;
 
 SCION_KERNEL int SmallerOf(int a, int b) { return a < b ? a : b; }
 
@@ -51,10 +52,17 @@ SCION_KERNEL void PrepareRow(const float* x, int in_features, std::byte* out) {
   }
 }
 
+// What a pass over a block of weights asks for ahead of time: whole lines from `at`, going on by `step_bytes` with each
+// step. Reading past the end of a matrix is not an issue: a prefetch never faults.
+struct PrefetchStream {
+  const std::byte* at;
+  size_t step_bytes;
+};
+
 // Adds `steps` steps to the accumulators of kRows rows x kLines lines. `sums`: rows of kPanelWidth floats.
 template <class Dot, int kRows, int kLines>
 inline void AccumulateTile(const std::byte* weights, int steps, const std::byte* x, size_t x_row_bytes, bool first,
-                           float* sums) {
+                           PrefetchStream prefetch, float* sums) {
   F32x16 acc[kRows][kLines];
   for (int r = 0; r < kRows; ++r) {
     for (int l = 0; l < kLines; ++l) acc[r][l] = first ? Set1(0.0f) : Load(sums + r * kPanelWidth + l * 16);
@@ -63,7 +71,7 @@ inline void AccumulateTile(const std::byte* weights, int steps, const std::byte*
     typename Dot::Weights w[kLines];
     for (int l = 0; l < kLines; ++l) {
       w[l] = Dot::LoadWeights(weights + static_cast<size_t>(l) * kLineBytes);
-      Prefetch(weights + static_cast<size_t>(l) * kLineBytes + kPrefetchBytes);
+      Prefetch(prefetch.at + static_cast<size_t>(l) * kLineBytes);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -73,23 +81,31 @@ inline void AccumulateTile(const std::byte* weights, int steps, const std::byte*
     }
     weights += kStepBytes;
     x += Dot::kStepActivationBytes;
+    prefetch.at += prefetch.step_bytes;
   }
   for (int r = 0; r < kRows; ++r) {
     for (int l = 0; l < kLines; ++l) Store(sums + r * kPanelWidth + l * 16, acc[r][l]);
   }
 }
 
+constexpr int PassLines(int rows) { return rows <= kFullWidthRows ? kPanelLines : kTileLines; }
+constexpr int Passes(int rows) { return kPanelLines / PassLines(rows); }
+
+// All lines of a row tile; rows <= kRows.
 template <class Dot, int kRows>
 inline void AccumulateRows(int rows, const std::byte* weights, int steps, const std::byte* x, size_t x_row_bytes,
-                           bool first, float* sums) {
+                           bool first, PrefetchStream prefetch, float* sums) {
   if (rows != kRows) {
-    if constexpr (kRows > 1) AccumulateRows<Dot, kRows - 1>(rows, weights, steps, x, x_row_bytes, first, sums);
+    if constexpr (kRows > 1) {
+      AccumulateRows<Dot, kRows - 1>(rows, weights, steps, x, x_row_bytes, first, prefetch, sums);
+    }
     return;
   }
-  constexpr int kLines = kRows <= kFullWidthRows ? kPanelLines : kTileLines;
+  constexpr int kLines = PassLines(kRows);
   for (int l = 0; l < kPanelLines; l += kLines) {
     AccumulateTile<Dot, kRows, kLines>(weights + static_cast<size_t>(l) * kLineBytes, steps, x, x_row_bytes, first,
-                                       sums + l * 16);
+                                       prefetch, sums + l * 16);
+    prefetch.at += static_cast<size_t>(steps) * prefetch.step_bytes;
   }
 }
 
@@ -97,13 +113,24 @@ inline void AccumulateRows(int rows, const std::byte* weights, int steps, const 
 template <class Dot>
 inline void MultiplyPanel(const std::byte* panel, int steps, const std::byte* x, size_t x_row_bytes, int rows,
                           float* sums) {
-  const int block = rows <= kFullWidthRows ? steps : kBlockSteps;
-  for (int s = 0; s < steps; s += block) {
+  if (rows <= kFullWidthRows) {
+    AccumulateRows<Dot, kTileRows>(rows, panel, steps, x, x_row_bytes, true, {panel + kPrefetchBytes, kStepBytes},
+                                   sums);
+    return;
+  }
+  // The first passes over a block fetch the next block, evenly: memory works while the others compute.
+  const int passes = rows / kTileRows * Passes(kTileRows) + (rows % kTileRows != 0 ? Passes(rows % kTileRows) : 0);
+  const size_t share = passes >= 4 ? kStepBytes / 4 : passes >= 2 ? kStepBytes / 2 : kStepBytes;
+  for (int s = 0; s < steps; s += kBlockSteps) {
+    const std::byte* block = panel + static_cast<size_t>(s) * kStepBytes;
+    const std::byte* block_x = x + static_cast<size_t>(s) * Dot::kStepActivationBytes;
+    const int block_steps = SmallerOf(kBlockSteps, steps - s);
+    PrefetchStream prefetch = {block + static_cast<size_t>(block_steps) * kStepBytes, share};
     for (int r = 0; r < rows; r += kTileRows) {
-      AccumulateRows<Dot, kTileRows>(
-          SmallerOf(kTileRows, rows - r), panel + static_cast<size_t>(s) * kStepBytes, SmallerOf(block, steps - s),
-          x + static_cast<size_t>(r) * x_row_bytes + static_cast<size_t>(s) * Dot::kStepActivationBytes, x_row_bytes,
-          s == 0, sums + r * kPanelWidth);
+      const int tile_rows = SmallerOf(kTileRows, rows - r);
+      AccumulateRows<Dot, kTileRows>(tile_rows, block, block_steps, block_x + static_cast<size_t>(r) * x_row_bytes,
+                                     x_row_bytes, s == 0, prefetch, sums + r * kPanelWidth);
+      prefetch.at += static_cast<size_t>(Passes(tile_rows) * block_steps) * share;
     }
   }
 }
