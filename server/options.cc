@@ -1,0 +1,140 @@
+#include "server/options.h"
+
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <map>
+#include <system_error>
+
+namespace scion {
+namespace {
+
+constexpr char kDescription[] = "moe-serve: serves a Scion model over gRPC and HTTP (OpenAI's API).";
+constexpr char kFooter[] =
+    "Example:\n"
+    "  moe-serve deploy/demo --http-port 8080 --grpc-port 8081\n"
+    "  curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"int main(\", \"domain\": \"cpp\"}'\n"
+    "\n"
+    "Once ready, one line is printed on standard output:\n"
+    "  moe-serve: ready http=127.0.0.1:8080 grpc=127.0.0.1:8081\n"
+    "SIGTERM or SIGINT: requests that are running are finished, new ones refused; a second signal ends at once.\n"
+    "Exit codes: 0 done, 1 failed, 2 wrong usage.";
+
+std::string DirectoryName(const std::filesystem::path& directory) {
+  std::error_code ignored;
+  const std::filesystem::path real = std::filesystem::weakly_canonical(directory, ignored);
+  const std::string name = (real.empty() ? directory : real).filename().string();
+  return name.empty() ? "model" : name;
+}
+
+// "localhost" and brackets around IPv6 are what people type.
+std::string PlainHost(std::string host) {
+  if (host == "localhost") return "127.0.0.1";
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') return host.substr(1, host.size() - 2);
+  return host;
+}
+
+}  // namespace
+
+std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
+  CLI::App app(kDescription, "moe-serve");
+  app.footer(kFooter);
+  app.set_version_flag("--version", "moe-serve " SCION_VERSION);
+
+  EngineOptions& engine = options.engine;
+  HttpServer::Options& http = options.server.http;
+  GrpcServer::Options& grpc = options.server.grpc;
+  std::string model;
+  std::string host = "127.0.0.1";
+  http.port = 8080;
+  grpc.port = 8081;
+  uint64_t kv_cache_mb = engine.kv_cache_bytes >> 20;
+  int max_body_mb = 4;
+  double request_timeout_seconds = 600;
+  double drain_timeout_seconds = 30;
+  double write_timeout_seconds = 30;
+  const std::map<std::string, kernels::WeightType> weight_types = {{"bf16", kernels::WeightType::kBF16},
+                                                                   {"fp32", kernels::WeightType::kF32}};
+  const std::map<std::string, kernels::KvType> kv_types = {{"bf16", kernels::KvType::kBF16},
+                                                           {"fp32", kernels::KvType::kF32}};
+  std::string weights = "bf16";
+  std::string kv_type;
+
+  app.add_option("model,--model", model, "The model directory")->required();
+  app.add_option("--model-name", options.model_name, "What requests call it (default: the directory's name)");
+  app.add_option("--host", host, "Address to listen on: an IP address; :: or 0.0.0.0 for all")->capture_default_str();
+  app.add_option("--http-port", http.port, "Port for HTTP; 0: any free one")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
+  app.add_option("--grpc-port", grpc.port, "Port for gRPC; 0: any free one")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
+  app.add_option("--port-file", options.port_file, "Write the ready line's addresses here too, once ready");
+
+  CLI::Option_group& compute = *app.add_option_group("Engine");
+  compute.add_option("--threads", engine.num_threads, "Compute threads; 0: one per core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  compute.add_option("--weights", weights, "bf16, or fp32 (the reference mode)")
+      ->check(CLI::IsMember(weight_types))
+      ->capture_default_str();
+  compute.add_option("--kv-type", kv_type, "Type of cached keys and values: bf16 or fp32 (default: as --weights)")
+      ->check(CLI::IsMember(kv_types));
+  compute.add_option("--kv-cache-mb", kv_cache_mb, "Memory for the KV cache")
+      ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 24))
+      ->capture_default_str();
+  compute.add_option("--max-step-tokens", engine.max_step_tokens, "Token budget of one step")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  compute.add_option("--prefill-chunk", engine.prefill_chunk_tokens, "Tokens of one prompt in one step")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  compute.add_option("--max-running", engine.max_running_requests, "Requests computed at once")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+
+  CLI::Option_group& limits = *app.add_option_group("Limits");
+  limits.add_option("--max-waiting", engine.max_waiting_requests, "Requests that may wait; more get 429")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  limits.add_option("--max-waiting-tokens", engine.max_waiting_tokens, "Prompt tokens that may wait; more get 429")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 32))
+      ->capture_default_str();
+  limits.add_option("--max-connections", http.limits.max_connections, "HTTP connections; more get 503")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  limits.add_option("--max-body-mb", max_body_mb, "Size of a request")->check(CLI::Range(1, 64))->capture_default_str();
+  limits.add_option("--request-timeout", request_timeout_seconds, "Seconds until a request is given up")
+      ->check(CLI::Range(0.001, 1e6))
+      ->capture_default_str();
+  limits.add_option("--write-timeout", write_timeout_seconds, "Seconds a client may take to read what was written")
+      ->check(CLI::Range(0.1, 1e6))
+      ->capture_default_str();
+  limits.add_option("--drain-timeout", drain_timeout_seconds, "Seconds that running requests get after SIGTERM")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--log-level", options.log_level, "trace, debug, info, warning, error or off")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warning", "error", "off"}))
+      ->capture_default_str();
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error, std::cout, std::cerr) == 0 ? kExitDone : kExitUsage;
+  }
+
+  engine.model_directory = model;
+  engine.weights = weight_types.at(weights);
+  if (!kv_type.empty()) engine.kv_type = kv_types.at(kv_type);
+  engine.kv_cache_bytes = kv_cache_mb << 20;
+  if (options.model_name.empty()) options.model_name = DirectoryName(model);
+  http.host = grpc.host = PlainHost(host);
+  http.limits.max_body_bytes = static_cast<size_t>(max_body_mb) << 20;
+  grpc.limits.max_message_bytes = max_body_mb << 20;
+  http.limits.write_timeout = grpc.limits.write_timeout = absl::Seconds(write_timeout_seconds);
+  options.server.version = SCION_VERSION;
+  options.server.request_timeout = absl::Seconds(request_timeout_seconds);
+  options.drain_timeout = absl::Seconds(drain_timeout_seconds);
+  return std::nullopt;
+}
+
+}  // namespace scion
