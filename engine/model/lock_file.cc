@@ -150,6 +150,7 @@ absl::StatusOr<LockFile> ParseMembers(const Json& json) {
 
 absl::StatusOr<LockFile> ParseLockFile(std::string_view text) {
   absl::StatusOr<Json> parsed = ParseJson(text, kLockFileName, kLimits);
+  if (absl::IsResourceExhausted(parsed.status())) return parsed.status();
   if (!parsed.ok()) return absl::DataLossError(parsed.status().message());
   Json json = *std::move(parsed);
   if (!json.is_object()) return Damaged("must be an object");

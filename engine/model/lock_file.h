@@ -57,7 +57,8 @@ struct LockFile {
   std::vector<LineageEntry> lineage;
 };
 
-// DataLoss, naming the place, unless the text is a lock in canonical form whose lock_sha256 is right.
+// DataLoss, naming the place, unless the text is a lock in canonical form whose lock_sha256 is right; ResourceExhausted
+// beyond kMaxLockFileBytes or more values than kMaxTensors tensors need.
 absl::StatusOr<LockFile> ParseLockFile(std::string_view text);
 
 // The canonical text, lock_sha256 included.
