@@ -33,8 +33,14 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::DrainTasks(int thread) {
-  const int n = num_tasks_;
-  for (int task; (task = next_task_.fetch_add(1, std::memory_order_relaxed)) < n;) fn_(context_, task, thread);
+  const auto claimable = [](uint64_t t) { return static_cast<uint32_t>(t) < static_cast<uint32_t>(t >> 32); };
+  while (claimable(tickets_.load(std::memory_order_relaxed))) {
+    const uint64_t ticket = tickets_.fetch_add(1, std::memory_order_acq_rel);
+    if (!claimable(ticket)) return;
+    fn_(context_, static_cast<int>(static_cast<uint32_t>(ticket)), thread);
+    const int num_tasks = static_cast<int>(ticket >> 32);
+    if (finished_tasks_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_tasks) finished_tasks_.notify_one();
+  }
 }
 
 void ThreadPool::Run(int num_tasks, TaskFn fn, void* context) {
@@ -44,19 +50,18 @@ void ThreadPool::Run(int num_tasks, TaskFn fn, void* context) {
   }
   fn_ = fn;
   context_ = context;
-  num_tasks_ = num_tasks;
-  next_task_.store(0, std::memory_order_relaxed);
-  running_workers_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  finished_tasks_.store(0, std::memory_order_relaxed);
+  tickets_.store(static_cast<uint64_t>(num_tasks) << 32, std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   DrainTasks(0);
   for (int spin = 0;; ++spin) {
-    const int running = running_workers_.load(std::memory_order_acquire);
-    if (running == 0) return;
+    const int finished = finished_tasks_.load(std::memory_order_acquire);
+    if (finished == num_tasks) return;
     if (spin < kSpins) {
       Pause();
     } else {
-      running_workers_.wait(running, std::memory_order_acquire);
+      finished_tasks_.wait(finished, std::memory_order_acquire);
     }
   }
 }
@@ -69,7 +74,6 @@ void ThreadPool::WorkerLoop(int thread) {
     seen = generation_.load(std::memory_order_acquire);
     if (stopping_.load(std::memory_order_relaxed)) return;
     DrainTasks(thread);
-    if (running_workers_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_workers_.notify_one();
   }
 }
 

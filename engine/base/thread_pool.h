@@ -2,7 +2,8 @@
 //
 // The caller takes part in the loop, so a pool of n threads starts n - 1. Tasks are handed out by an atomic counter:
 // which thread runs a task is not determined, so a task must be the sole writer of its outputs and must not reduce
-// across tasks. No call allocates. Between loops a worker spins for a short while (the next loop of a step is
+// across tasks. A loop ends when its tasks are done: a worker that the system has not woken yet holds nobody up. No
+// call allocates. Between loops a worker spins for a short while (the next loop of a step is
 // microseconds away), then sleeps.
 #pragma once
 
@@ -29,7 +30,8 @@ class ThreadPool {
   // done. Only one thread may call it at a time. fn must not throw and must not call ParallelFor.
   template <typename Fn>
   void ParallelFor(int num_tasks, Fn&& fn) {
-    Run(num_tasks, [](void* f, int task, int thread) { (*static_cast<std::remove_reference_t<Fn>*>(f))(task, thread); },
+    Run(
+        num_tasks, [](void* f, int task, int thread) { (*static_cast<std::remove_reference_t<Fn>*>(f))(task, thread); },
         const_cast<void*>(static_cast<const void*>(&fn)));
   }
 
@@ -38,14 +40,16 @@ class ThreadPool {
 
   void Run(int num_tasks, TaskFn fn, void* context);
   void WorkerLoop(int thread);
+  // Runs tasks of the current loop until none is left to claim.
   void DrainTasks(int thread);
 
-  TaskFn fn_ = nullptr;
+  TaskFn fn_ = nullptr;  // of the current loop; only whoever holds an unfinished task of it may look
   void* context_ = nullptr;
-  int num_tasks_ = 0;
-  alignas(64) std::atomic<int> next_task_{0};
+  // Number of tasks in the upper half, next task in the lower: a claim is one addition, and whether it was in time is
+  // told by the same word, so a worker that wakes late can never mix up two loops.
+  alignas(64) std::atomic<uint64_t> tickets_{0};
+  alignas(64) std::atomic<int> finished_tasks_{0};
   alignas(64) std::atomic<uint32_t> generation_{0};
-  alignas(64) std::atomic<int> running_workers_{0};
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> workers_;
 };
