@@ -117,11 +117,12 @@ ask() {
   tokens_per_second=$(jq --argjson seconds "$seconds" '.usage.completion_tokens / $seconds | round' "$answer")
 }
 
-# A row of the summary: prompt and text on one line, cut to fit.
+# row NAME DOMAIN TEXT TOKENS_PER_SECOND: a row of the summary, prompt and text on one line of 84 columns.
 row() {
   local line
-  line=$(jq -rn --arg prompt "${prompts[$2]}" --argjson text "$3" \
-    '($prompt + "|" + $text) | gsub("\\s+"; " ") | if length > 84 then .[0:83] + "…" else . end')
+  line=$(jq -rn --arg prompt "${prompts[$2]}" --argjson text "$3" '
+    ($prompt + "|" + $text) | gsub("\\s+"; " ") as $line
+    | [foreach ($line | explode[]) as $c (0; . + (if $c >= 11904 then 2 else 1 end); select(. <= 84) | $c)] | implode')
   printf '  %-10s %6s  %s\n' "$1" "$4" "$line"
 }
 
@@ -158,7 +159,7 @@ Summary
 $(cat "$summary")
 
   The cut says the same as the whole. Sizes: $sizes.
-  $verdict
+$(fold -s -w 100 <<<"$verdict" | sed 's/^/  /')
 END
 
 if $keep; then

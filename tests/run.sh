@@ -149,7 +149,10 @@ step_tsan() {
 
 step_fuzz() {
   build fuzz || return 0
-  check fuzz tests/fuzz/run.sh "${SCION_FUZZ_SECONDS:-60}"
+  local target
+  for target in safetensors config tokenizer; do
+    check "fuzz-$target" tests/fuzz/run.sh "${SCION_FUZZ_SECONDS:-60}" "$target"
+  done
 }
 
 step_oracle() { check oracle tests/oracle/run.sh; }
