@@ -19,7 +19,6 @@ namespace asio = boost::asio;
 namespace http = boost::beast::http;
 using ErrorCode = boost::system::error_code;
 
-constexpr size_t kReadBytes = size_t{16} << 10;
 constexpr size_t kWriteBytes = size_t{64} << 10;
 // Of requests that a client sends before it has the answer to the one before. Beyond that nothing is read until the
 // answer is written, and a client that leaves is noticed by the next write only.
@@ -77,14 +76,14 @@ void HttpConnection::BeginRequest() {
 void HttpConnection::StartRead() {
   if (read_pending_ || state_ == State::kClosed) return;
   read_pending_ = true;
-  socket_.async_read_some(buffer_.prepare(kReadBytes),
+  socket_.async_read_some(asio::buffer(received_),
                           [self = shared_from_this()](ErrorCode error, size_t bytes) { self->OnRead(error, bytes); });
 }
 
 void HttpConnection::OnRead(ErrorCode error, size_t bytes) {
   read_pending_ = false;
   if (error || state_ == State::kClosed) return Close();
-  buffer_.commit(bytes);
+  buffer_.commit(asio::buffer_copy(buffer_.prepare(bytes), asio::buffer(received_, bytes)));
   switch (state_) {
     case State::kReading:
       return Parse();

@@ -4,6 +4,7 @@
 // and its request is cancelled. Everything happens on the connection's strand.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -78,6 +79,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   HttpConnections& shared_;
   State state_ = State::kReading;
 
+  // Where the pending read writes. Not in buffer_: what came before may be parsed, and buffer_ change, meanwhile.
+  std::array<char, 16 << 10> received_;
   boost::beast::flat_buffer buffer_;  // received, not yet parsed
   std::optional<Parser> parser_;
   bool read_pending_ = false;

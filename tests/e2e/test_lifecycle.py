@@ -1,6 +1,7 @@
 """How moe-serve starts, drains and ends, and how it says no."""
 
 import asyncio
+import json
 import re
 import shutil
 import signal
@@ -273,6 +274,31 @@ def test_what_a_stranger_may_send_is_answered_and_does_no_harm(server, request_b
         head = connection.makefile("rb").readline().decode()
     assert int(head.split()[1]) == status
     server.assert_answers()
+
+
+def test_a_request_that_begins_before_the_last_answer_ended_is_read_whole(server):
+    """Its header comes while the answer before is written, its body only afterwards."""
+
+    def answer(lines):
+        status = int(lines.readline().split()[1])
+        length = 0
+        while (line := lines.readline().lower()) != b"\r\n":
+            if line.startswith(b"content-length:"):
+                length = int(line.split(b":")[1])
+        return status, json.loads(lines.read(length))
+
+    body = json.dumps({"prompt": "a", "max_tokens": 200, "temperature": 0, "ignore_eos": True}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(split_address(server.http), timeout=20) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        lines = connection.makefile("rb")
+        connection.sendall(head + body)
+        connection.sendall(head)
+        first = answer(lines)
+        connection.sendall(body)
+        second = answer(lines)
+    assert (first[0], second[0]) == (200, 200), second
+    assert first[1]["choices"] == second[1]["choices"]
 
 
 def test_metrics_tell_the_load_per_domain_layer_and_expert(server):

@@ -225,12 +225,12 @@ def test_parameters_with_their_neutral_value_are_accepted(client, model):
 @pytest.mark.parametrize("options,parameter", [
     ({"temperature": -1}, "temperature"), ({"top_p": 1.5}, "top_p"), ({"max_tokens": -1}, "max_tokens"),
     ({"logprobs": 1000}, "logprobs"), ({"max_tokens": "many"}, "max_tokens"), ({"stream": "yes"}, "stream"),
-    ({"logit_bias": {"99999999": 1}}, "logit_bias"), ({"stop": 7}, "stop"), ({"prompt": [99999999]}, "prompt"),
+    ({"logit_bias": {"99999999": 1}}, "logit_bias"), ({"stop": 7}, "stop"), ({"prompt": [99999999]}, "99999999"),
 ])
-def test_a_bad_value_is_a_bad_request_that_names_the_parameter(client, model, options, parameter):
+def test_a_bad_value_is_a_bad_request_that_says_which(client, model, options, parameter):
     with pytest.raises(openai.BadRequestError) as caught:
         complete(client, model, **options)
-    assert parameter in caught.value.message or caught.value.param == parameter
+    assert parameter in caught.value.message
 
 
 def test_logit_bias_forbids_and_forces_tokens(client, model, stub, api):
