@@ -17,10 +17,14 @@ double Likelihood::perplexity() const {
 }
 
 absl::StatusOr<std::vector<std::vector<int32_t>>> MakeWindows(Client& client, const std::string& text,
-                                                              int window_tokens, const CallOptions& options) {
+                                                              const WindowOptions& window_options,
+                                                              const CallOptions& options) {
+  const int window_tokens = window_options.window_tokens;
   if (window_tokens < 2) return absl::InvalidArgumentError("a window must hold at least 2 tokens");
   v1::TokenizeRequest prefix_request;
-  prefix_request.set_add_special(true);
+  prefix_request.set_text(window_options.prefix.value_or(""));
+  prefix_request.set_add_special(!window_options.prefix);
+  prefix_request.set_parse_special(true);
   const absl::StatusOr<v1::TokenizeResponse> prefix = client.Tokenize(prefix_request, options);
   if (!prefix.ok()) return prefix.status();
   v1::TokenizeRequest request;
@@ -28,7 +32,7 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> MakeWindows(Client& client, co
   const absl::StatusOr<v1::TokenizeResponse> tokens = client.Tokenize(request, options);
   if (!tokens.ok()) return tokens.status();
   const auto& before = prefix->token_ids();
-  if (before.size() >= window_tokens) return absl::InternalError("the tokenizer's own prefix fills a window");
+  if (before.size() >= window_tokens) return absl::InvalidArgumentError("the prefix fills a window");
 
   const auto& ids = tokens->token_ids();
   std::vector<std::vector<int32_t>> windows;
@@ -72,7 +76,8 @@ double PerplexityMatrix::AdvantageOfOwnDomain(size_t row) const {
 }
 
 absl::StatusOr<PerplexityMatrix> MeasurePerplexityMatrix(Client& client, const std::filesystem::path& directory,
-                                                         int window_tokens, const CallOptions& options,
+                                                         const WindowOptions& window_options,
+                                                         const CallOptions& options,
                                                          const std::function<void(int done, int total)>& progress) {
   const absl::StatusOr<v1::ListDomainsResponse> served = client.ListDomains(options);
   if (!served.ok()) return served.status();
@@ -106,7 +111,7 @@ absl::StatusOr<PerplexityMatrix> MeasurePerplexityMatrix(Client& client, const s
     if (!texts.ok()) return texts.status();
     std::vector<std::vector<int32_t>> windows;
     for (const std::string& text : *texts) {
-      absl::StatusOr<std::vector<std::vector<int32_t>>> more = MakeWindows(client, text, window_tokens, options);
+      absl::StatusOr<std::vector<std::vector<int32_t>>> more = MakeWindows(client, text, window_options, options);
       if (!more.ok()) return more.status();
       std::move(more->begin(), more->end(), std::back_inserter(windows));
     }

@@ -1,13 +1,14 @@
 // Perplexity of texts under domains.
 //
-// A text is scored in windows, each of which begins with the tokens that the tokenizer puts before a text (BOS) and
-// continues with the next tokens of the text, so that no window exceeds `window_tokens`. Every token but the first of a
+// A text is scored in windows, each of which begins with a prefix (BOS) and continues with the next tokens of the text,
+// so that no window exceeds `window_tokens`. Every token but the first of a
 // window is scored, given those before it in the window. Perplexity is exp(-sum of log-likelihoods / scored tokens).
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,7 +17,11 @@
 
 namespace scion::client {
 
-inline constexpr int kDefaultWindowTokens = 256;
+struct WindowOptions {
+  int window_tokens = 256;
+  // The text of the special tokens that begin a window. Nothing: those that the tokenizer puts before a text by itself.
+  std::optional<std::string> prefix = std::nullopt;
+};
 
 struct Likelihood {
   int64_t scored_tokens = 0;
@@ -31,7 +36,8 @@ struct Likelihood {
 
 // The windows of a text, as token ids. Windows of a single token, which score nothing, are left out.
 absl::StatusOr<std::vector<std::vector<int32_t>>> MakeWindows(Client& client, const std::string& text,
-                                                              int window_tokens, const CallOptions& options);
+                                                              const WindowOptions& window_options,
+                                                              const CallOptions& options);
 
 absl::StatusOr<Likelihood> ScoreWindows(Client& client, const std::string& domain,
                                         const std::vector<std::vector<int32_t>>& windows, const CallOptions& options);
@@ -49,7 +55,7 @@ struct PerplexityMatrix {
 // Reads every DOMAIN.jsonl in `directory` (one {"text": ...} per line) and scores it under every domain of the server.
 // `progress` is called after each cell. NotFound: no such file, or a file that is named for no domain.
 absl::StatusOr<PerplexityMatrix> MeasurePerplexityMatrix(
-    Client& client, const std::filesystem::path& directory, int window_tokens, const CallOptions& options,
-    const std::function<void(int done, int total)>& progress = nullptr);
+    Client& client, const std::filesystem::path& directory, const WindowOptions& window_options,
+    const CallOptions& options, const std::function<void(int done, int total)>& progress = nullptr);
 
 }  // namespace scion::client

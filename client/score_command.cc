@@ -25,7 +25,7 @@ struct ScoreOptions {
   std::optional<std::string> token_ids;
   std::optional<std::string> jsonl;
   std::optional<std::string> matrix;
-  int window_tokens = kDefaultWindowTokens;
+  WindowOptions window;
   bool totals = false;
 };
 
@@ -127,7 +127,7 @@ absl::Status ScoreJsonl(Client& client, const ScoreOptions& options, Invocation&
   if (!texts.ok()) return texts.status();
   Likelihood sum;
   for (size_t i = 0; i < texts->size(); ++i) {
-    const auto windows = MakeWindows(client, (*texts)[i], options.window_tokens, invocation.call_options());
+    const auto windows = MakeWindows(client, (*texts)[i], options.window, invocation.call_options());
     if (!windows.ok()) return windows.status();
     const absl::StatusOr<Likelihood> likelihood =
         ScoreWindows(client, options.domain, *windows, invocation.call_options());
@@ -170,7 +170,7 @@ void PrintMatrix(const PerplexityMatrix& matrix, Invocation& invocation) {
 absl::Status ScoreMatrix(Client& client, const ScoreOptions& options, Invocation& invocation) {
   std::ostream& err = invocation.terminal.err;
   const absl::StatusOr<PerplexityMatrix> matrix =
-      MeasurePerplexityMatrix(client, *options.matrix, options.window_tokens, invocation.call_options(),
+      MeasurePerplexityMatrix(client, *options.matrix, options.window, invocation.call_options(),
                               [&](int done, int total) { err << "scored " << done << " of " << total << std::endl; });
   if (!matrix.ok()) return matrix.status();
   PrintMatrix(*matrix, invocation);
@@ -191,14 +191,17 @@ void AddScoreCommand(CLI::App& app, Invocation& invocation) {
   source->add_option("--matrix", options->matrix,
                      "a directory of DOMAIN.jsonl files: the perplexity of each under every domain");
   source->require_option(0, 1);
-  verb.add_option("--window", options->window_tokens, "tokens in one window of --jsonl and --matrix")
+  verb.add_option("--window", options->window.window_tokens, "tokens in one window of --jsonl and --matrix")
       ->check(CLI::Range(2, 1 << 20))
       ->capture_default_str();
+  verb.add_option("--bos", options->window.prefix,
+                  "the special token that begins every window, such as '<|endoftext|>'; default: what the tokenizer "
+                  "puts before a text by itself");
   verb.add_flag("--totals", options->totals, "only the sum, not every token or line");
   AddCommonOptions(verb, invocation);
   verb.footer(
       "Examples:\n  moe-client score --domain en --text 'It was the best of times'\n"
-      "  moe-client score --matrix deploy/demo/eval --json");
+      "  moe-client score --matrix deploy/demo/eval --bos '<|endoftext|>'");
   verb.callback([options, &invocation] {
     invocation.run = [options, &invocation](Client& client) {
       if (options->matrix) return ScoreMatrix(client, *options, invocation);

@@ -31,12 +31,16 @@ class Perplexity : public testing::Test {
 };
 
 TEST_F(Perplexity, WindowsBeginWithBosAndTogetherHoldEveryTokenOnce) {
-  const auto windows = MakeWindows(*client_, "abcdefg", 4, {});
+  const auto windows = MakeWindows(*client_, "abcdefg", {.window_tokens = 4}, {});
   ASSERT_TRUE(windows.ok()) << windows.status();
   constexpr int kBos = FakeServer::kBos;
   EXPECT_EQ(*windows, (std::vector<std::vector<int32_t>>{{kBos, 'a', 'b', 'c'}, {kBos, 'd', 'e', 'f'}, {kBos, 'g'}}));
-  EXPECT_TRUE(MakeWindows(*client_, "", 4, {})->empty());
-  EXPECT_EQ(MakeWindows(*client_, "abc", 1, {}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(MakeWindows(*client_, "", {.window_tokens = 4}, {})->empty());
+  EXPECT_EQ(*MakeWindows(*client_, "ab", {.window_tokens = 4, .prefix = "x"}, {}),
+            (std::vector<std::vector<int32_t>>{{'x', 'a', 'b'}}));
+  EXPECT_EQ(*MakeWindows(*client_, "ab", {.window_tokens = 4, .prefix = ""}, {}),
+            (std::vector<std::vector<int32_t>>{{'a', 'b'}}));
+  EXPECT_EQ(MakeWindows(*client_, "abc", {.window_tokens = 1}, {}).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(Perplexity, IsTheExponentialOfTheMeanNegativeLogLikelihood) {
@@ -48,7 +52,7 @@ TEST_F(Perplexity, MatrixHasTheOwnDomainOnTheDiagonalAndItsAdvantage) {
   Write("beta.jsonl", "{\"text\": \"bcd\"}\n{\"text\": \"bb\"}\n");
   Write("alpha.jsonl", "{\"text\": \"axy\"}\n\n");
   Write("README.md", "not a text");
-  const auto matrix = MeasurePerplexityMatrix(*client_, directory_, 256, {});
+  const auto matrix = MeasurePerplexityMatrix(*client_, directory_, {}, {});
   ASSERT_TRUE(matrix.ok()) << matrix.status();
   EXPECT_THAT(matrix->texts, testing::ElementsAre("alpha", "beta"));
   EXPECT_THAT(matrix->domains, testing::ElementsAre("alpha", "beta"));
@@ -64,7 +68,7 @@ TEST_F(Perplexity, MatrixHasTheOwnDomainOnTheDiagonalAndItsAdvantage) {
 }
 
 TEST_F(Perplexity, MatrixRefusesWhatItCannotReadAndNamesIt) {
-  const auto measure = [&] { return MeasurePerplexityMatrix(*client_, directory_, 256, {}).status(); };
+  const auto measure = [&] { return MeasurePerplexityMatrix(*client_, directory_, {}, {}).status(); };
   EXPECT_EQ(measure().code(), absl::StatusCode::kNotFound);
   Write("alpha.jsonl", "{\"text\": \"a\"}\n");
   EXPECT_TRUE(measure().ok());
