@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <span>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -74,6 +75,24 @@ absl::Status CheckStop(const GenerationRequest& r, const Tokenizer* tokenizer) {
   }
   if (r.stop_token_ids.size() > kMaxStopTokens) {
     return InvalidParameter("stop_token_ids", absl::StrCat("at most ", kMaxStopTokens, " stop_token_ids are taken"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTokenIds(const ModelSpec& spec, const GenerationRequest& r, std::span<const int32_t> prompt) {
+  auto is_bad = [&](int32_t id) { return id < 0 || id >= spec.vocab_size; };
+  auto bad = [&](const char* parameter, int32_t id) {
+    return InvalidParameter(parameter, absl::StrCat(parameter, ": token id ", id, " is outside the vocabulary of ",
+                                                    spec.vocab_size));
+  };
+  for (int32_t id : prompt) {
+    if (is_bad(id)) return bad("prompt", id);
+  }
+  for (const auto& [id, bias] : r.logit_bias) {
+    if (is_bad(id)) return bad("logit_bias", id);
+  }
+  for (int32_t id : r.stop_token_ids) {
+    if (is_bad(id)) return bad("stop_token_ids", id);
   }
   return absl::OkStatus();
 }
@@ -158,6 +177,8 @@ absl::StatusOr<std::unique_ptr<TextStream>> Admission::Generate(GenerationReques
     SCION_ASSIGN_OR_RETURN(prompt, TokenizeChat(std::get<ChatPrompt>(request.prompt)));
   }
   if (prompt.empty()) return InvalidParameter(prompt_parameter, "the prompt has no tokens");
+
+  SCION_RETURN_IF_ERROR(CheckTokenIds(engine.spec(), request, prompt));
 
   const int context = engine.spec().max_position_embeddings;
   const auto prompt_tokens = static_cast<int64_t>(prompt.size());
