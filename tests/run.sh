@@ -145,15 +145,16 @@ step_install() {
 step_clang() { ! build clang || count 1 0; }
 
 step_asan() {
-  build asan-ubsan || return 0
-  run_ctest asan-ubsan -L '^(engine/base|engine/text|engine/model|engine/kernels|extract|server|client)$'
+  build asan-ubsan tests/engine/{base,kernels,model,text}/all tests/{extract,server,client}/all moe-serve || return 0
+  run_ctest asan-ubsan -L '^(engine/base|engine/kernels|engine/model|engine/text|extract|server|client)$'
   # The crowd of streams once more, this time with an eye on what leaks.
   SCION_BIN_ASAN=$PWD/build/asan-ubsan/bin run_pytest e2e-asan test_streams.py -k asan
 }
 
 step_tsan() {
-  build tsan || return 0
-  run_ctest tsan -L '^(engine|engine/scheduler|engine/base|engine/kv_cache)$'
+  local tests=(engine_test scheduler_test thread_pool_test kv_cache_test route_plan_test)
+  build tsan "${tests[@]}" || return 0
+  run_ctest tsan -R "^($(IFS='|' && echo "${tests[*]}"))\$"
 }
 
 step_fuzz() {
