@@ -1,0 +1,321 @@
+// The engine against independent implementations: PyTorch on the demo model, Transformers and PyTorch on tiny random
+// ones. The golden files and the scripts that made them: tests/golden/logits, tests/golden/models, tests/oracle.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "engine/base/file.h"
+#include "engine/base/thread_pool.h"
+#include "engine/kernels/tier_tables.h"
+#include "engine/model/checkpoint.h"
+#include "engine/model/model.h"
+#include "engine/model/safetensors.h"
+
+namespace scion {
+namespace {
+
+using kernels::WeightType;
+
+const std::filesystem::path kSource = SCION_SOURCE_DIR;
+constexpr double kFp32Bound = 1e-4;  // of the largest |logit|
+constexpr double kBf16MeanKl = 1e-3;
+constexpr double kSureMargin = 0.05;
+
+struct Kernels {
+  std::string name;
+  const kernels::KernelTable* table;
+};
+
+std::vector<Kernels> AllKernels() {
+  std::vector<Kernels> all;
+  for (kernels::Tier tier : kernels::SupportedTiers()) {
+    all.push_back({std::string(kernels::TierName(tier)), &kernels::GetKernels(tier)});
+  }
+#if defined(__x86_64__)
+  if (all.back().name == "avx512") all.push_back({"avx512bf16emulated", &kernels::kEmulatedBf16Table});
+#endif
+  return all;
+}
+
+// A golden file: every tensor as raw bytes.
+class GoldenFile {
+ public:
+  explicit GoldenFile(const std::filesystem::path& path) {
+    absl::StatusOr<ReadOnlyFile> file = ReadOnlyFile::Open(path);
+    if (!file.ok()) throw std::runtime_error(file.status().ToString());
+    absl::StatusOr<std::vector<TensorInfo>> tensors = ReadSafetensorsHeader(*file, path.string());
+    if (!tensors.ok()) throw std::runtime_error(tensors.status().ToString());
+    for (const TensorInfo& t : *tensors) {
+      std::vector<std::byte>& bytes = tensors_[t.name];
+      bytes.resize(t.bytes);
+      if (!file->Read(t.offset, bytes).ok()) throw std::runtime_error("cannot read " + t.name);
+    }
+  }
+  template <typename T>
+  std::span<const T> Get(const std::string& name) const {
+    const std::vector<std::byte>& bytes = tensors_.at(name);
+    return {reinterpret_cast<const T*>(bytes.data()), bytes.size() / sizeof(T)};
+  }
+
+ private:
+  std::map<std::string, std::vector<std::byte>> tensors_;
+};
+
+double LogSumExp(std::span<const float> logits) {
+  const double max = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (float l : logits) sum += std::exp(l - max);
+  return max + std::log(sum);
+}
+
+// KL(p || q) of the distributions that the two rows of logits stand for.
+double Kl(std::span<const float> p, std::span<const float> q) {
+  const double lp = LogSumExp(p);
+  const double lq = LogSumExp(q);
+  double kl = 0;
+  for (size_t i = 0; i < p.size(); ++i) kl += std::exp(p[i] - lp) * ((p[i] - lp) - (q[i] - lq));
+  return kl;
+}
+
+int32_t Argmax(std::span<const float> logits) {
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+struct Loaded {
+  Loaded(const Checkpoint& checkpoint, const Kernels& kernels, WeightType weights)
+      : pool(2),
+        model(*Model::Load(checkpoint,
+                           {.tier = kernels.table->tier,
+                            .kernels = kernels.table,
+                            .weights = weights,
+                            .kv_type = weights == WeightType::kF32 ? kernels::KvType::kF32 : kernels::KvType::kBF16},
+                           pool)),
+        cache(*KvCache::Create(model->KvPlanes(), kernels::kKvBlockTokens, 16)) {}
+
+  ThreadPool pool;
+  std::unique_ptr<Model> model;
+  KvCache cache;
+};
+
+class ReferenceTest : public testing::TestWithParam<Kernels> {};
+
+// ---- Tiny models: all logits are in the golden file. --------------------------------------------------------------
+
+struct TinyCase {
+  const char* model;
+  std::vector<std::string> domains;
+};
+// one_expert and llama come from Transformers' LlamaForCausalLM, the others from the PyTorch reference.
+const TinyCase kTinyCases[] = {{"one_expert", {"alpha", "beta"}},
+                               {"llama", {"default"}},
+                               {"two_slots", {"alpha", "beta"}},
+                               {"unequal", {"alpha", "beta", "gamma"}}};
+constexpr size_t kTinyPromptTokens = 24;
+
+template <typename Check>  // check(position, expected logits, got logits, generated token or nothing)
+void ForTinyModels(const Kernels& kernels, WeightType weights, Check check) {
+  for (const TinyCase& c : kTinyCases) {
+    absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
+        Checkpoint::Open(kSource / "tests/golden/models" / c.model);
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    const GoldenFile golden(kSource / "tests/golden/models" / (std::string(c.model) + ".golden.safetensors"));
+    Loaded l(**checkpoint, kernels, weights);
+    for (const std::string& domain : c.domains) {
+      SCOPED_TRACE(std::string(c.model) + " " + domain);
+      const std::optional<int> index = l.model->spec().FindDomain(domain);
+      ASSERT_TRUE(index.has_value());
+      const std::span<const int32_t> ids = golden.Get<int32_t>(domain + ".ids");
+      const std::span<const float> expected = golden.Get<float>(domain + ".logits");
+      const size_t vocab = expected.size() / ids.size();
+      size_t positions = 0;
+      ASSERT_TRUE(RunPrompt(*l.model, l.cache, *index, ids, [&](int position, std::span<const float> got) {
+                    const size_t p = static_cast<size_t>(position);
+                    ++positions;
+                    const bool generates = p + 1 >= kTinyPromptTokens && p + 1 < ids.size();
+                    check(p, expected.subspan(p * vocab, vocab), got,
+                          generates ? std::optional<int32_t>(ids[p + 1]) : std::nullopt);
+                  }).ok());
+      EXPECT_EQ(positions, ids.size());
+    }
+  }
+}
+
+TEST_P(ReferenceTest, TinyModelsInFp32HaveTheLogitsAndGreedyTokensOfTransformersAndPyTorch) {
+  double worst = 0;
+  ForTinyModels(
+      GetParam(), WeightType::kF32,
+      [&](size_t p, std::span<const float> expected, std::span<const float> got, std::optional<int32_t> generated) {
+        double max = 0, difference = 0;
+        for (size_t i = 0; i < expected.size(); ++i) {
+          max = std::max<double>(max, std::fabs(expected[i]));
+          difference = std::max<double>(difference, std::fabs(expected[i] - got[i]));
+        }
+        worst = std::max(worst, difference / max);
+        EXPECT_LE(difference, kFp32Bound * max) << "position " << p;
+        if (generated) {
+          EXPECT_EQ(Argmax(got), *generated) << "position " << p;
+        }
+      });
+  RecordProperty("largest_difference_over_max_logit", std::to_string(worst));
+}
+
+TEST_P(ReferenceTest, TinyModelsInBf16AreCloseToTransformersAndPyTorch) {
+  double sum = 0;
+  int count = 0;
+  ForTinyModels(GetParam(), WeightType::kBF16,
+                [&](size_t p, std::span<const float> expected, std::span<const float> got, std::optional<int32_t>) {
+                  sum += Kl(expected, got);
+                  ++count;
+                  const int32_t best = Argmax(expected);
+                  float second = -1e30f;
+                  for (size_t i = 0; i < expected.size(); ++i) {
+                    if (static_cast<int32_t>(i) != best) second = std::max(second, expected[i]);
+                  }
+                  if (expected[static_cast<size_t>(best)] - second > kSureMargin) {
+                    EXPECT_EQ(Argmax(got), best) << "position " << p;
+                  }
+                });
+  EXPECT_LE(sum / count, kBf16MeanKl);
+  RecordProperty("mean_kl", std::to_string(sum / count));
+}
+
+// ---- The demo model: 20 held-out prompts per domain and the 64 greedy tokens after each. ---------------------------
+
+constexpr size_t kDemoGeneratedTokens = 64;
+
+// One domain's golden file. Where the final hidden state is kept, the reference's full logits follow from it.
+struct DemoGolden {
+  explicit DemoGolden(const std::string& name) : file(kSource / "tests/golden/logits" / (name + ".safetensors")) {}
+
+  // [vocab_size] of golden row number `i`, from its hidden state and the head's weights [vocab_size, hidden_size].
+  void LogitsFromHidden(size_t i, std::span<const float> head_transposed, std::vector<float>& logits) const {
+    const size_t hidden = file.Get<float>("hidden").size() / file.Get<int32_t>("hidden_rows").size();
+    const std::span<const float> h = file.Get<float>("hidden").subspan(i * hidden, hidden);
+    const size_t vocab = logits.size();
+    std::fill(logits.begin(), logits.end(), 0.0f);
+    for (size_t k = 0; k < hidden; ++k) {
+      const float x = h[k];
+      const float* row = &head_transposed[k * vocab];
+      for (size_t v = 0; v < vocab; ++v) logits[v] += x * row[v];
+    }
+  }
+
+  GoldenFile file;
+};
+
+struct DemoStats {
+  double worst = 0;  // difference over the largest |logit| of the position
+  double kl_sum = 0;
+  int kl_count = 0;
+  int sure_positions = 0;
+};
+
+// Runs every sequence teacher-forced and compares each position with what the reference says of it.
+void CompareDemo(const Kernels& kernels, WeightType weights, const std::string& domain, DemoStats& stats) {
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(kSource / "deploy/demo");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  Loaded l(**checkpoint, kernels, weights);
+  const size_t vocab = static_cast<size_t>(l.model->spec().vocab_size);
+  const size_t hidden = static_cast<size_t>(l.model->spec().hidden_size);
+  const std::vector<float> head = *(*checkpoint)->ReadFloats(**(*checkpoint)->Find("model.embed_tokens.weight"));
+  std::vector<float> head_transposed(head.size());
+  for (size_t v = 0; v < vocab; ++v) {
+    for (size_t k = 0; k < hidden; ++k) head_transposed[k * vocab + v] = head[v * hidden + k];
+  }
+  const DemoGolden golden(domain);
+  const auto ids = golden.file.Get<int32_t>("ids");
+  const auto argmax = golden.file.Get<int32_t>("argmax");
+  const auto margin = golden.file.Get<float>("margin");
+  const auto top_logit = golden.file.Get<float>("top_logit");
+  const auto logsumexp = golden.file.Get<float>("logsumexp");
+  const auto max_abs_logit = golden.file.Get<float>("max_abs_logit");
+  const auto hidden_rows = golden.file.Get<int32_t>("hidden_rows");
+  const auto logits_rows = golden.file.Get<int32_t>("logits_rows");
+  const auto full_logits = golden.file.Get<float>("logits");
+  const auto prompt_tokens = golden.file.Get<int32_t>("prompt_tokens");
+  ASSERT_EQ(prompt_tokens.size(), 20u);
+  const bool fp32 = weights == WeightType::kF32;
+  const int index = *l.model->spec().FindDomain(domain);
+
+  size_t begin = 0, next_hidden = 0, next_logits = 0;
+  std::vector<float> expected(vocab);
+  for (size_t prompt = 0; prompt < prompt_tokens.size(); ++prompt) {
+    const size_t first_generated = static_cast<size_t>(prompt_tokens[prompt]);
+    const size_t length = first_generated + kDemoGeneratedTokens;
+    const absl::Status status =
+        RunPrompt(*l.model, l.cache, index, ids.subspan(begin, length), [&](int position, std::span<const float> got) {
+          const size_t p = static_cast<size_t>(position);
+          const size_t row = begin + p;
+          const double bound = kFp32Bound * max_abs_logit[row];
+          const std::string where = domain + " prompt " + std::to_string(prompt) + " position " + std::to_string(p);
+          if (fp32) {
+            EXPECT_NEAR(got[static_cast<size_t>(argmax[row])], top_logit[row], bound) << where;
+            EXPECT_NEAR(LogSumExp(got), logsumexp[row], bound) << where;
+            if (p + 1 >= first_generated && p + 1 < length) {
+              EXPECT_EQ(Argmax(got), ids[row + 1]) << where;
+            }
+          } else if (margin[row] > kSureMargin) {
+            ++stats.sure_positions;
+            EXPECT_EQ(Argmax(got), argmax[row]) << where << " margin " << margin[row];
+          }
+          const auto compare_all = [&](std::span<const float> want) {
+            for (size_t v = 0; fp32 && v < vocab; ++v) {
+              const double difference = std::fabs(static_cast<double>(got[v]) - want[v]);
+              stats.worst = std::max(stats.worst, difference / max_abs_logit[row]);
+            }
+            stats.kl_sum += Kl(want, got);
+            ++stats.kl_count;
+          };
+          if (next_hidden < hidden_rows.size() && static_cast<size_t>(hidden_rows[next_hidden]) == row) {
+            golden.LogitsFromHidden(next_hidden++, head_transposed, expected);
+            compare_all(expected);
+          }
+          if (next_logits < logits_rows.size() && static_cast<size_t>(logits_rows[next_logits]) == row) {
+            compare_all(full_logits.subspan(next_logits++ * vocab, vocab));
+          }
+        });
+    ASSERT_TRUE(status.ok()) << status;
+    begin += length;
+  }
+  EXPECT_EQ(begin, ids.size());
+  EXPECT_EQ(next_hidden, hidden_rows.size());
+  EXPECT_EQ(next_logits, logits_rows.size());
+}
+
+TEST_P(ReferenceTest, TheDemoInFp32HasTheLogitsAndGreedyTokensOfPyTorch) {
+  for (const char* domain : {"zh", "en", "cpp", "python"}) {
+    DemoStats stats;
+    CompareDemo(GetParam(), WeightType::kF32, domain, stats);
+    EXPECT_LE(stats.worst, kFp32Bound) << domain;
+    EXPECT_GT(stats.kl_count, 20 * 16) << domain;
+    std::printf("%s %-6s fp32: largest difference %.1e of max|logit| over %d full rows\n", GetParam().name.c_str(),
+                domain, stats.worst, stats.kl_count);
+  }
+}
+
+TEST_P(ReferenceTest, TheDemoInBf16IsCloseToPyTorch) {
+  for (const char* domain : {"zh", "en", "cpp", "python"}) {
+    DemoStats stats;
+    CompareDemo(GetParam(), WeightType::kBF16, domain, stats);
+    ASSERT_GT(stats.kl_count, 0);
+    EXPECT_LE(stats.kl_sum / stats.kl_count, kBf16MeanKl) << domain;
+    EXPECT_GT(stats.sure_positions, 20 * 32) << domain;
+    std::printf("%s %-6s bf16: mean KL %.1e over %d rows, same argmax at %d positions with margin > %.2f\n",
+                GetParam().name.c_str(), domain, stats.kl_sum / stats.kl_count, stats.kl_count, stats.sure_positions,
+                kSureMargin);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiers, ReferenceTest, testing::ValuesIn(AllKernels()),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace scion
