@@ -26,7 +26,8 @@ TEXT_BYTES = 80000  # per domain
 
 # Packages whose texts may be passed on under terms that eval/README.md can name in a line; see there.
 FREELY_GIVEN = {
-    "zh": "debian-handbook libreoffice-help-zh-cn libreoffice-help-zh-tw fortunes-zh".split(),
+    "zh": "debian-handbook libreoffice-help-zh-cn libreoffice-help-zh-tw linux-doc-6.1 debian-reference-zh-cn "
+          "debian-reference-zh-tw gnome-user-docs installation-guide-amd64".split(),
     "en": "sword-comm-tdavid sword-comm-scofield sword-text-web python3.11-doc postgresql-doc-15 sqlite3-doc "
           "libreoffice-help-en-us apache2-doc python-django-doc debian-handbook".split(),
     "cpp": "libboost1.74-dev libabsl-dev llvm-14-dev googletest catch2 libdlib-dev libvtk9-dev nlohmann-json3-dev "
