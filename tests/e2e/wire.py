@@ -157,12 +157,12 @@ class GrpcStream:
         self.code = None
 
     async def open(self):
+        """Begins the call. (grpcio's own wait_for_connection would wait for the first token.)"""
         if self.channel is None:
             self.relay = await Relay().open(self.server.grpc)
             self.channel = grpc.aio.insecure_channel(self.relay.address, options=[
                 ("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)])
         self.call = self.api.rpc.InferenceStub(self.channel).Generate(self.request)
-        await self.call.wait_for_connection()
         return self
 
     async def events(self):
