@@ -201,7 +201,7 @@ void AddScoreCommand(CLI::App& app, Invocation& invocation) {
   AddCommonOptions(verb, invocation);
   verb.footer(
       "Examples:\n  moe-client score --domain en --text 'It was the best of times'\n"
-      "  moe-client score --matrix deploy/demo/eval --bos '<|endoftext|>'");
+      "  moe-client score --matrix deploy/demo/eval");
   verb.callback([options, &invocation] {
     invocation.run = [options, &invocation](Client& client) {
       if (options->matrix) return ScoreMatrix(client, *options, invocation);
