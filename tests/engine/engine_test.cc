@@ -4,7 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <condition_variable>
 #include <cstring>
 #include <mutex>
 #include <random>
@@ -80,7 +83,37 @@ class EngineTest : public ::testing::Test {
     while (!condition()) std::this_thread::yield();
   }
 
+  void TearDown() override { gate_.Allow(1 << 30); }  // the engine is destroyed after this
+
+  // Lets the engine make so many steps and no more: what must still be running is running, however fast the machine.
+  class StepGate {
+   public:
+    void Allow(int steps) {
+      std::lock_guard lock(mutex_);
+      allowed_ += steps;
+      changed_.notify_all();
+    }
+    void Pass() {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [this] { return allowed_ > 0; });
+      --allowed_;
+    }
+
+   private:
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    int64_t allowed_ = 0;
+  };
+  // One request at a time, step by step.
+  EngineOptions GatedOptions() {
+    EngineOptions o = Options();
+    o.max_running_requests = 1;
+    o.step_observer = [this](const StepTrace&) { gate_.Pass(); };
+    return o;
+  }
+
   test::TempDir directory_;
+  StepGate gate_;
   std::unique_ptr<Engine> engine_;
 };
 
@@ -190,19 +223,24 @@ TEST_F(EngineTest, ANewcomerGetsItsFirstTokenBeforeAnyOfEightDecodesEnds) {
   std::vector<StepTrace> steps;
   EngineOptions options = Options();
   options.step_observer = [&](const StepTrace& t) {
+    gate_.Pass();
     std::lock_guard lock(mutex);
     steps.push_back(t);
   };
   Start(options);
   std::vector<std::unique_ptr<RequestHandle>> decoding;
   for (int i = 0; i < 8; ++i) decoding.push_back(Submit(Prompt(4, 400, i % 3)));
+  // The eight may enter in as many as eight steps; the newcomer's 200 tokens need one step beside them.
+  gate_.Allow(16);
   for (auto& handle : decoding) EXPECT_EQ(handle->Next().kind, Event::Kind::kToken);
   std::unique_ptr<RequestHandle> newcomer = Submit(Prompt(200, 5));
+  gate_.Allow(4);
   EXPECT_EQ(newcomer->Next().kind, Event::Kind::kToken);
   for (auto& handle : decoding) {
     while (std::optional<Event> e = handle->TryNext()) EXPECT_EQ(e->kind, Event::Kind::kToken) << "ended too early";
   }
   newcomer.reset();
+  gate_.Allow(1 << 20);
   for (auto& handle : decoding) EXPECT_TRUE(Drain(*handle).status.ok());
   std::lock_guard lock(mutex);
   EXPECT_TRUE(std::any_of(steps.begin(), steps.end(), [](const StepTrace& t) {
@@ -250,35 +288,38 @@ TEST_F(EngineTest, EveryRequestEndsWithExactlyOneTerminalEventWhateverHappens) {
 }
 
 TEST_F(EngineTest, CancelEndsAQueuedRequestAndARunningOne) {
-  EngineOptions options = Options();
-  options.max_running_requests = 1;
-  Start(options);
+  Start(GatedOptions());
   std::unique_ptr<RequestHandle> running = Submit(Prompt(4, 500));
+  gate_.Allow(1);
   EXPECT_EQ(running->Next().kind, Event::Kind::kToken);
   std::unique_ptr<RequestHandle> queued = Submit(Prompt(4, 500));
   queued->Cancel();
+  gate_.Allow(1);
   EXPECT_TRUE(absl::IsCancelled(Drain(*queued).status));
   running->Cancel();
+  gate_.Allow(1);
   EXPECT_TRUE(absl::IsCancelled(Drain(*running).status));
   Await([&] { return engine_->Stats().kv_blocks_in_use == 0; });
 }
 
 TEST_F(EngineTest, ADeadlineEndsARequestThatWaits) {
-  EngineOptions options = Options();
-  options.max_running_requests = 1;
-  Start(options);
+  Start(GatedOptions());
   std::unique_ptr<RequestHandle> running = Submit(Prompt(4, 500));
+  gate_.Allow(1);
+  EXPECT_EQ(running->Next().kind, Event::Kind::kToken);
   Request late = Prompt(4, 5);
   late.deadline = absl::Now();
-  EXPECT_TRUE(absl::IsDeadlineExceeded(Drain(*Submit(late)).status));
+  std::unique_ptr<RequestHandle> handle = Submit(late);
+  gate_.Allow(1);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(Drain(*handle).status));
 }
 
 TEST_F(EngineTest, TheQueueIsBounded) {
-  EngineOptions options = Options();
-  options.max_running_requests = 1;
+  EngineOptions options = GatedOptions();
   options.max_waiting_requests = 2;
   Start(options);
   std::unique_ptr<RequestHandle> running = Submit(Prompt(4, 500));
+  gate_.Allow(1);
   EXPECT_EQ(running->Next().kind, Event::Kind::kToken);
   std::unique_ptr<RequestHandle> first = Submit(Prompt(4, 5));
   std::unique_ptr<RequestHandle> second = Submit(Prompt(4, 5));
@@ -286,17 +327,18 @@ TEST_F(EngineTest, TheQueueIsBounded) {
   EXPECT_EQ(third.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(third.status().message()), HasSubstr("2 requests are waiting"));
   running->Cancel();
+  gate_.Allow(1 << 20);
   EXPECT_TRUE(Drain(*first).status.ok());
   EXPECT_TRUE(Drain(*second).status.ok());
   EXPECT_TRUE(Drain(*Submit(Prompt(4, 5))).status.ok());
 }
 
 TEST_F(EngineTest, TheQueuesTokensAreBounded) {
-  EngineOptions options = Options();
-  options.max_running_requests = 1;
+  EngineOptions options = GatedOptions();
   options.max_waiting_tokens = 100;
   Start(options);
   std::unique_ptr<RequestHandle> running = Submit(Prompt(4, 500));
+  gate_.Allow(1);
   EXPECT_EQ(running->Next().kind, Event::Kind::kToken);
   std::unique_ptr<RequestHandle> first = Submit(Prompt(60, 5));
   EXPECT_EQ(engine_->Submit(Prompt(60, 5)).status().code(), absl::StatusCode::kResourceExhausted);
@@ -380,16 +422,24 @@ TEST_F(EngineTest, CountsTheTokensThatEachExpertSaw) {
   }
 }
 
-TEST_F(EngineTest, DestructionEndsWhatIsStillRunning) {
-  Start(Options());
-  std::unique_ptr<RequestHandle> handle = Submit(Prompt(4, 500));
-  std::thread reader([&] {
-    const Result r = Drain(*handle);
-    EXPECT_TRUE(absl::IsUnavailable(r.status)) << r.status;
-  });
-  Await([&] { return engine_->Stats().steps > 2; });
+TEST_F(EngineTest, DestructionEndsWhatIsRunningAndWhatWaits) {
+  EngineOptions options = GatedOptions();
+  options.max_waiting_requests = 100;
+  Start(options);
+  // One runs at a time: tens of thousands of steps are left when the engine goes.
+  std::vector<std::unique_ptr<RequestHandle>> handles;
+  for (int i = 0; i < 100; ++i) handles.push_back(Submit(Prompt(4, 500)));
+  gate_.Allow(1);
+  EXPECT_EQ(handles[0]->Next().kind, Event::Kind::kToken);
+  gate_.Allow(1 << 30);
   engine_.reset();
-  reader.join();
+  for (const auto& handle : handles) {
+    const Result r = Drain(*handle);
+    EXPECT_TRUE(r.status.ok() || absl::IsUnavailable(r.status)) << r.status;
+    if (handle == handles.back()) {
+      EXPECT_TRUE(absl::IsUnavailable(r.status)) << r.status;
+    }
+  }
 }
 
 }  // namespace
