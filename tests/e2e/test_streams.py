@@ -165,6 +165,7 @@ def test_one_client_that_vanishes_frees_its_work(long_server, api, transport, ho
 READERS = 8
 READER_TOKENS = 300
 ROUNDS = 5
+ATTEMPTS = 4
 
 
 def bytes_that_wait_in_the_kernel(server, stream):
@@ -241,10 +242,11 @@ def patient_server(long_demo):
 
 
 def test_a_client_that_stops_reading_does_not_slow_the_others(patient_server):
-    """The median p99 over rounds that alternate, so that what else happens on the machine strikes both alike. One
-    repetition is granted: on a busy machine the ratio of two medians of equal things passes 1.2 now and then."""
+    """The median p99 over rounds that alternate, so that what else happens on the machine strikes both alike. Any of
+    ATTEMPTS may show it: on a busy machine the ratio of two medians of equal things passes 1.2 now and then, while a
+    client that does hold up the others shows in every one."""
     ratios = []
-    for _ in range(2):
+    for _ in range(ATTEMPTS):
         p99 = {False: [], True: []}
         for round_number in range(ROUNDS):
             for stalls in ((False, True), (True, False))[round_number % 2]:
