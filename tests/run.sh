@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds, runs every test, and closes with the line "N passed, N failed".
 #
-#   tests/run.sh               everything (what CI runs)
+#   tests/run.sh               build, unit, e2e, install (what CI runs)
+#   tests/run.sh --full        every step but the oracle
 #   tests/run.sh --fast        build, unit and e2e
 #   tests/run.sh --only STEP   one step; may be repeated
-#   tests/run.sh --oracle      everything, and the references must give the golden files again
+#   tests/run.sh --oracle      besides, the references must give the golden files again
 #
 # Steps:
 #   build    release build with g++
@@ -30,6 +31,7 @@ oracle=false
 while [ $# -gt 0 ]; do
   case $1 in
     --fast) steps=(build unit e2e) ;;
+    --full) steps=("${all_steps[@]}") ;;
     --oracle) oracle=true ;;
     --only)
       [[ " ${all_steps[*]} oracle " == *" ${2-} "* ]] || { echo "tests/run.sh: no step '${2-}'; --help lists them" >&2 && exit 2; }
@@ -41,7 +43,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-[ ${#steps[@]} -gt 0 ] || steps=("${all_steps[@]}")
+[ ${#steps[@]} -gt 0 ] || steps=(build unit e2e install)
 ! $oracle || steps+=(oracle)
 
 trap 'status=$?; trap - EXIT; end_children; exit "$status"' EXIT
