@@ -1,4 +1,4 @@
-// Element types of tensors on disk and in memory, and the conversions between bf16 and fp32.
+// Element and block types of tensors on disk and in memory, and the conversions of 16-bit floats to fp32.
 #pragma once
 
 #include <bit>
@@ -9,10 +9,66 @@
 
 namespace scion {
 
-enum class DType : uint8_t { kF64, kF32, kF16, kBF16, kI64, kI32, kI16, kI8, kU8, kBool };
+enum class DType : uint8_t {
+  kF64,
+  kF32,
+  kF16,
+  kBF16,
+  kI64,
+  kI32,
+  kI16,
+  kI8,
+  kU8,
+  kBool,
+  // Blocks of quantised weights along a row, as GGML lays them out (ggml-common.h): 32 weights, or 256 for the K types.
+  kQ8_0,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ4K,
+  kQ5K,
+  kQ6K,
+};
 
+// Elements that are stored together; 1 for plain types.
+constexpr int DTypeBlockElements(DType dtype) {
+  switch (dtype) {
+    case DType::kQ8_0:
+    case DType::kQ4_0:
+    case DType::kQ4_1:
+    case DType::kQ5_0:
+    case DType::kQ5_1:
+      return 32;
+    case DType::kQ4K:
+    case DType::kQ5K:
+    case DType::kQ6K:
+      return 256;
+    default:
+      return 1;
+  }
+}
+constexpr bool IsQuantized(DType dtype) { return DTypeBlockElements(dtype) > 1; }
+
+// Of an element, or of a block where elements are stored together.
 constexpr size_t DTypeBytes(DType dtype) {
   switch (dtype) {
+    case DType::kQ8_0:
+      return 34;
+    case DType::kQ4_0:
+      return 18;
+    case DType::kQ4_1:
+      return 20;
+    case DType::kQ5_0:
+      return 22;
+    case DType::kQ5_1:
+      return 24;
+    case DType::kQ4K:
+      return 144;
+    case DType::kQ5K:
+      return 176;
+    case DType::kQ6K:
+      return 210;
     case DType::kF64:
     case DType::kI64:
       return 8;
@@ -31,7 +87,12 @@ constexpr size_t DTypeBytes(DType dtype) {
   return 0;
 }
 
-// The names that safetensors uses: "F32", "BF16", "I32", ...
+// Of a row of `elements`, which is a multiple of the block's.
+constexpr uint64_t DTypeRowBytes(DType dtype, uint64_t elements) {
+  return elements / static_cast<uint64_t>(DTypeBlockElements(dtype)) * DTypeBytes(dtype);
+}
+
+// The names that safetensors uses: "F32", "BF16", "I32", ...; blocks have GGUF's: "Q8_0", "Q4_K", ...
 constexpr std::string_view DTypeName(DType dtype) {
   switch (dtype) {
     case DType::kF64: return "F64";
@@ -44,10 +105,19 @@ constexpr std::string_view DTypeName(DType dtype) {
     case DType::kI8: return "I8";
     case DType::kU8: return "U8";
     case DType::kBool: return "BOOL";
+    case DType::kQ8_0: return "Q8_0";
+    case DType::kQ4_0: return "Q4_0";
+    case DType::kQ4_1: return "Q4_1";
+    case DType::kQ5_0: return "Q5_0";
+    case DType::kQ5_1: return "Q5_1";
+    case DType::kQ4K: return "Q4_K";
+    case DType::kQ5K: return "Q5_K";
+    case DType::kQ6K: return "Q6_K";
   }
   return "?";
 }
 
+// Of safetensors' names; no blocks.
 constexpr std::optional<DType> ParseDType(std::string_view name) {
   for (DType d : {DType::kF64, DType::kF32, DType::kF16, DType::kBF16, DType::kI64, DType::kI32, DType::kI16,
                   DType::kI8, DType::kU8, DType::kBool}) {

@@ -27,6 +27,7 @@ inline constexpr int kMaxPositions = 1 << 22;
 enum class RouterKind : uint8_t {
   kNone,   // one dense FFN, part of the trunk
   kTable,  // token id -> expert, a table per domain
+  kGate,   // hidden state -> experts: softmax over a learned gate's scores, the best num_experts_per_tok
 };
 
 struct AttentionSpec {
@@ -34,12 +35,14 @@ struct AttentionSpec {
   int num_kv_heads = 0;
   int head_dim = 0;
   float rope_theta = 10000.0f;
+  bool qk_norm = false;  // RMS norm of every head of q and k before RoPE, as in Qwen3
 };
 
 struct FfnSpec {
   RouterKind router = RouterKind::kNone;
   int intermediate_size = 0;    // of the dense FFN, or of each expert
   int num_experts_per_tok = 1;  // rows of the route table; 1 for kNone
+  bool norm_topk_prob = false;  // kGate: the chosen experts' weights are divided by their sum
 };
 
 struct LayerSpec {
@@ -53,14 +56,15 @@ struct DomainSpec {
 };
 
 struct ModelSpec {
-  std::string model_type;  // "scion" or "llama"
+  std::string model_type;  // "scion", "llama" or "qwen3_moe"
   int vocab_size = 0;
   int hidden_size = 0;
   int max_position_embeddings = 0;
   float rms_norm_eps = 0;
   bool tie_word_embeddings = false;
   std::vector<LayerSpec> layers;
-  // Never empty: a model without sparse layers has the single domain "default" with 0 experts.
+  // Never empty: a model without sparse layers has the single domain "default" with 0 experts, a gate-routed model the
+  // single domain "default" with all experts.
   std::vector<DomainSpec> domains;
   int default_domain = 0;           // index into domains
   std::optional<int> bos_token_id;  // config.json's, overridden by generation_config.json's

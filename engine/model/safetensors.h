@@ -29,7 +29,11 @@ struct TensorInfo {
   std::vector<int64_t> shape;
   int file;         // index into Checkpoint::files()
   uint64_t offset;  // of the data, from the start of the file
-  uint64_t bytes;   // product of shape times DTypeBytes(dtype), checked
+  uint64_t bytes;   // of all rows (the last dimension is a row: DTypeRowBytes), checked
+  // Not 0: the rows of each head of so many come as pairs (0, head_dim/2), (1, head_dim/2 + 1), ..., as in GGUF's q and
+  // k projections of Llama, whose RoPE turns neighbours. Row i of the head is then the file's row
+  // i < head_dim/2 ? 2i : 2(i - head_dim/2) + 1.
+  int interleaved_head_dim = 0;
 };
 
 // Reads and checks the header. Tensors come sorted by offset; `file` is 0.
