@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 
@@ -20,10 +21,11 @@ namespace scion::kernels {
 enum class Tier : uint8_t {
   kPortable,    // plain C++, any machine
   kAvx512,      // AVX-512 F/BW/VL: bf16 weights widened in registers, fp32 FMA
-  kAvx512Bf16,  // AVX-512 BF16: vdpbf16ps on bf16 weights and bf16 activations
+  kAvx512Vnni,  // and vpdpbusd on blocks of 8-bit and 4-bit codes
+  kAvx512Bf16,  // and vdpbf16ps on bf16 weights and bf16 activations
 };
 
-std::string_view TierName(Tier tier);  // "portable", "avx512", "avx512bf16"
+std::string_view TierName(Tier tier);  // "portable", "avx512", "avx512vnni", "avx512bf16"
 
 // The tiers that this machine can run, slowest first; never empty.
 std::span<const Tier> SupportedTiers();
@@ -32,24 +34,52 @@ std::span<const Tier> SupportedTiers();
 // names no tier, or one that this machine cannot run; the message lists those it can.
 absl::StatusOr<Tier> ChooseTier();
 
-// How weights lie in memory.
-enum class WeightType : uint8_t { kBF16, kF32 };
+// How packed weights lie in memory: three families, plain 16-bit and 32-bit floats, blocks of 8-bit codes and blocks of
+// 4-bit codes. Between them they hold every type on disk by value: value = scale * (code - offset) + min.
+enum class WeightType : uint8_t {
+  kBF16,
+  kF32,
+  kF16,
+  kQ8,      // 32 codes of 8 bits, offset 128, fp16 scale: Q8_0, Q5_0
+  kQ8Min,   // 32 codes of 8 bits, fp32 scale and min: Q5_1, Q5_K
+  kQ8Half,  // 32 codes of 8 bits, offset 128, an fp32 scale for each half: Q6_K
+  kQ4,      // 32 codes of 4 bits, offset 8, fp16 scale: Q4_0
+  kQ4Min,   // 32 codes of 4 bits, fp32 scale and min: Q4_1, Q4_K
+};
+constexpr bool IsBlocked(WeightType t) {
+  return t != WeightType::kBF16 && t != WeightType::kF32 && t != WeightType::kF16;
+}
+std::string_view WeightTypeName(WeightType type);  // "bf16", "q8", ...
+// The packed type that holds every value of a type on disk; nothing for integers and F64.
+std::optional<WeightType> ExactWeightType(DType type);
+
+// What matmul reads of the activations.
+enum class ActivationForm : uint8_t {
+  kF32,
+  kBF16,
+  kInt8,  // blocks of 32 codes with one scale, symmetric around 0
+};
+inline constexpr int kNumActivationForms = 3;
+
 // How cached keys and values lie in memory.
 enum class KvType : uint8_t { kBF16, kF32 };
 constexpr size_t KvTypeBytes(KvType t) { return t == KvType::kBF16 ? 2 : 4; }
 
-// ---- Packed weights --------------------------------------------------------------------------------------------------
-// A matrix W [out_features, in_features] is cut into panels of kPanelWidth output features; a panel is contiguous and
-// is streamed once, front to back. The last panel and the inner dimension are padded with zeros. The layout depends on
-// the weight type only, not on the tier.
+// ---- Packed weights
+// -------------------------------------------------------------------------------------------------- A matrix W
+// [out_features, in_features] is cut into panels of kPanelWidth output features; a panel is contiguous and is streamed
+// once, front to back. The last panel and the inner dimension are padded with zeros. The layout depends on the weight
+// type only, not on the tier.
 inline constexpr int kPanelWidth = 64;
 constexpr int NumPanels(int out_features) { return (out_features + kPanelWidth - 1) / kPanelWidth; }
 size_t PackedPanelBytes(WeightType type, int in_features);
 inline size_t PackedBytes(WeightType type, int out_features, int in_features) {
   return static_cast<size_t>(NumPanels(out_features)) * PackedPanelBytes(type, in_features);
 }
-// Packs one panel. `rows`: row-major source [num_rows, in_features] of `source_type` (kBF16, kF16 or kF32), the panel's
-// output features in order, num_rows <= kPanelWidth. `out`: PackedPanelBytes(type, in_features) bytes, 64-byte aligned.
+// Packs one panel. `rows`: row-major source [num_rows, in_features] of `source_type`, any float or quantised type, the
+// panel's output features in order, num_rows <= kPanelWidth. By value if `type` is ExactWeightType(source_type) or
+// kF32; kBF16 rounds to the nearest, kQ8 and kQ4 round as QuantizeRow does; no other `type` is allowed. A blocked type
+// needs in_features to be a multiple of 32. `out`: PackedPanelBytes(type, in_features) bytes, 64-byte aligned.
 void PackPanel(DType source_type, const std::byte* rows, int num_rows, int in_features, WeightType type,
                std::byte* out);
 
@@ -61,9 +91,10 @@ struct PackedMatrix {
   WeightType type = WeightType::kBF16;
 };
 
-// ---- Attention -------------------------------------------------------------------------------------------------------
-// Tokens per KV block, and also the softmax tile: tiles lie at absolute positions, so prefill and decode of the same
-// position reduce in the same order.
+// ---- Attention
+// ------------------------------------------------------------------------------------------------------- Tokens per KV
+// block, and also the softmax tile: tiles lie at absolute positions, so prefill and decode of the same position reduce
+// in the same order.
 inline constexpr int kKvBlockTokens = 32;
 
 // One layer's K and V in the block pool. Inside a block:
@@ -85,14 +116,15 @@ struct KernelTable {
   // ---- matmul: y = x W^T ----
   // Activations are brought into the form that matmul reads once per step, and reused by all matrices of that input.
   // x [., in_features] fp32, rows x_stride floats apart; row_index selects (and orders) the rows, or is null for rows
-  // 0..rows-1. out: rows * ActivationRowBytes(type, in_features) bytes, 64-byte aligned.
-  size_t (*activation_row_bytes)(WeightType type, int in_features);
-  void (*prepare_activations)(WeightType type, const float* x, size_t x_stride, const int32_t* row_index, int rows,
+  // 0..rows-1. out: rows * activation_row_bytes(form, in_features) bytes, 64-byte aligned.
+  ActivationForm (*activation_form)(WeightType type);
+  size_t (*activation_row_bytes)(ActivationForm form, int in_features);
+  void (*prepare_activations)(ActivationForm form, const float* x, size_t x_stride, const int32_t* row_index, int rows,
                               int in_features, std::byte* out);
   // y [rows, out_features] fp32, rows y_stride floats apart, only the columns of panels [panel_begin, panel_end).
   void (*matmul)(const PackedMatrix& w, const std::byte* activations, int rows, int panel_begin, int panel_end,
                  float* y, size_t y_stride);
-  // The same for a pair of matrices of one shape, fused: y = silu(x gate^T) * (x up^T).
+  // The same for a pair of matrices of one shape and type, fused: y = silu(x gate^T) * (x up^T).
   void (*matmul_swiglu)(const PackedMatrix& gate, const PackedMatrix& up, const std::byte* activations, int rows,
                         int panel_begin, int panel_end, float* y, size_t y_stride);
 

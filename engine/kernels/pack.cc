@@ -1,52 +1,183 @@
 // Packing of weights into panels.
+#include <algorithm>
+#include <array>
 #include <cstring>
+#include <vector>
 
+#include "engine/kernels/ggml_blocks.h"
 #include "engine/kernels/kernels.h"
+#include "engine/kernels/packed_blocks.h"
 
 namespace scion::kernels {
 namespace {
 
-float ReadF32(DType type, const std::byte* p) {
-  if (type == DType::kF32) {
-    float f;
-    std::memcpy(&f, p, sizeof(f));
-    return f;
-  }
-  uint16_t u;
-  std::memcpy(&u, p, sizeof(u));
-  return type == DType::kBF16 ? Bf16ToF32(u) : F16ToF32(u);
+// Rows go into their column of the panel: n is the feature's number in the panel.
+
+void PackF32(const float* row, size_t k_count, size_t n, std::byte* out) {
+  float* to = reinterpret_cast<float*>(out) + n;
+  for (size_t k = 0; k < k_count; ++k) to[k * kPanelWidth] = row[k];
 }
 
-uint16_t ReadBf16(DType type, const std::byte* p) {
-  if (type != DType::kBF16) return F32ToBf16(ReadF32(type, p));
-  uint16_t u;
-  std::memcpy(&u, p, sizeof(u));
-  return u;
+void PackHalves(WeightType type, const uint16_t* row, size_t k_count, size_t n, std::byte* out) {
+  uint16_t* to = reinterpret_cast<uint16_t*>(out);
+  for (size_t k = 0; k < k_count; ++k) {
+    const size_t place = type == WeightType::kBF16 ? 2 * n + k % 2 : n / 16 * 32 + k % 2 * 16 + n % 16;
+    to[k / 2 * 2 * kPanelWidth + place] = row[k];
+  }
+}
+
+template <WeightType kType>
+void PackBlock(const BlockCodes& block, size_t n, std::byte* out) {
+  using Format = BlockFormat<kType>;
+  if constexpr (Format::kHalfPrecisionScale) {
+    reinterpret_cast<uint16_t*>(out)[n] = F32ToF16(block.scale[0]);
+  } else {
+    reinterpret_cast<float*>(out)[n] = block.scale[0];
+    reinterpret_cast<float*>(out)[kPanelWidth + n] = Format::kHasMin ? block.min : block.scale[1];
+  }
+  uint8_t* codes = reinterpret_cast<uint8_t*>(out) + Format::kScaleBytes + n * 4;
+  for (size_t k = 0; k < kBlockElements; ++k) {
+    if constexpr (Format::kFourBits) {
+      codes[k % 16 / 4 * kPanelWidth * 4 + k % 4] |= static_cast<uint8_t>(block.codes[k] << (k / 16 * 4));
+    } else {
+      codes[k / 4 * kPanelWidth * 4 + k % 4] = block.codes[k];
+    }
+  }
+}
+
+template <WeightType kType>
+void PackBlocks(DType source_type, const std::byte* row, int in_features, size_t n, std::byte* out) {
+  BlockCodes block;
+  for (int b = 0; b < in_features / kBlockElements; ++b) {
+    ReadBlock(source_type, row, b, block);
+    PackBlock<kType>(block, n, out + static_cast<size_t>(b) * BlockFormat<kType>::kBytes);
+  }
+}
+
+void PackBlocks(WeightType type, DType source_type, const std::byte* row, int in_features, size_t n, std::byte* out) {
+  switch (type) {
+    case WeightType::kQ8:
+      return PackBlocks<WeightType::kQ8>(source_type, row, in_features, n, out);
+    case WeightType::kQ8Min:
+      return PackBlocks<WeightType::kQ8Min>(source_type, row, in_features, n, out);
+    case WeightType::kQ8Half:
+      return PackBlocks<WeightType::kQ8Half>(source_type, row, in_features, n, out);
+    case WeightType::kQ4:
+      return PackBlocks<WeightType::kQ4>(source_type, row, in_features, n, out);
+    case WeightType::kQ4Min:
+      return PackBlocks<WeightType::kQ4Min>(source_type, row, in_features, n, out);
+    default:
+      return;
+  }
+}
+
+size_t BlockBytes(WeightType type) {
+  switch (type) {
+    case WeightType::kQ8:
+      return BlockFormat<WeightType::kQ8>::kBytes;
+    case WeightType::kQ8Min:
+      return BlockFormat<WeightType::kQ8Min>::kBytes;
+    case WeightType::kQ8Half:
+      return BlockFormat<WeightType::kQ8Half>::kBytes;
+    case WeightType::kQ4:
+      return BlockFormat<WeightType::kQ4>::kBytes;
+    case WeightType::kQ4Min:
+      return BlockFormat<WeightType::kQ4Min>::kBytes;
+    default:
+      return 0;
+  }
 }
 
 }  // namespace
 
+std::string_view WeightTypeName(WeightType type) {
+  switch (type) {
+    case WeightType::kBF16:
+      return "bf16";
+    case WeightType::kF32:
+      return "f32";
+    case WeightType::kF16:
+      return "f16";
+    case WeightType::kQ8:
+      return "q8";
+    case WeightType::kQ8Min:
+      return "q8min";
+    case WeightType::kQ8Half:
+      return "q8half";
+    case WeightType::kQ4:
+      return "q4";
+    case WeightType::kQ4Min:
+      return "q4min";
+  }
+  return "?";
+}
+
+std::optional<WeightType> ExactWeightType(DType type) {
+  switch (type) {
+    case DType::kF32:
+      return WeightType::kF32;
+    case DType::kF16:
+      return WeightType::kF16;
+    case DType::kBF16:
+      return WeightType::kBF16;
+    case DType::kQ8_0:
+    case DType::kQ5_0:
+      return WeightType::kQ8;
+    case DType::kQ5_1:
+    case DType::kQ5K:
+      return WeightType::kQ8Min;
+    case DType::kQ6K:
+      return WeightType::kQ8Half;
+    case DType::kQ4_0:
+      return WeightType::kQ4;
+    case DType::kQ4_1:
+    case DType::kQ4K:
+      return WeightType::kQ4Min;
+    default:
+      return std::nullopt;
+  }
+}
+
 size_t PackedPanelBytes(WeightType type, int in_features) {
   const size_t k = static_cast<size_t>(in_features);
-  return type == WeightType::kBF16 ? (k + 1) / 2 * kPanelWidth * 2 * sizeof(uint16_t) : k * kPanelWidth * sizeof(float);
+  if (type == WeightType::kF32) return k * kPanelWidth * sizeof(float);
+  if (!IsBlocked(type)) return (k + 1) / 2 * kPanelWidth * 2 * sizeof(uint16_t);
+  return (k + kBlockElements - 1) / kBlockElements * BlockBytes(type);
 }
 
 void PackPanel(DType source_type, const std::byte* rows, int num_rows, int in_features, WeightType type,
                std::byte* out) {
   std::memset(out, 0, PackedPanelBytes(type, in_features));
-  const size_t element = DTypeBytes(source_type);
   const size_t k_count = static_cast<size_t>(in_features);
-  for (size_t n = 0; n < static_cast<size_t>(num_rows); ++n) {
-    const std::byte* row = rows + n * k_count * element;
-    if (type == WeightType::kF32) {
-      float* to = reinterpret_cast<float*>(out) + n;
-      for (size_t k = 0; k < k_count; ++k) to[k * kPanelWidth] = ReadF32(source_type, row + k * element);
-    } else {
-      uint16_t* to = reinterpret_cast<uint16_t*>(out) + 2 * n;
-      for (size_t k = 0; k < k_count; ++k) {
-        to[k / 2 * 2 * kPanelWidth + k % 2] = ReadBf16(source_type, row + k * element);
-      }
+  const size_t row_bytes = DTypeRowBytes(source_type, k_count);
+  std::vector<float> values(k_count);
+  std::vector<uint16_t> halves(k_count);
+  std::vector<std::byte> rounded;
+  for (int n = 0; n < num_rows; ++n) {
+    const std::byte* row = rows + static_cast<size_t>(n) * row_bytes;
+    if (IsBlocked(type) && ExactWeightType(source_type) == type) {
+      PackBlocks(type, source_type, row, in_features, static_cast<size_t>(n), out);
+      continue;
     }
+    if (!IsBlocked(type) && type != WeightType::kF32 && ExactWeightType(source_type) == type) {
+      std::memcpy(halves.data(), row, row_bytes);
+      PackHalves(type, halves.data(), k_count, static_cast<size_t>(n), out);
+      continue;
+    }
+    DequantizeRow(source_type, row, in_features, values.data());
+    if (type == WeightType::kF32) {
+      PackF32(values.data(), k_count, static_cast<size_t>(n), out);
+      continue;
+    }
+    if (!IsBlocked(type)) {
+      std::transform(values.begin(), values.end(), halves.begin(), type == WeightType::kBF16 ? F32ToBf16 : F32ToF16);
+      PackHalves(type, halves.data(), k_count, static_cast<size_t>(n), out);
+      continue;
+    }
+    const DType block_type = type == WeightType::kQ8 ? DType::kQ8_0 : DType::kQ4_0;
+    rounded.resize(DTypeRowBytes(block_type, k_count));
+    QuantizeRow(block_type, values.data(), in_features, rounded.data());
+    PackBlocks(type, block_type, rounded.data(), in_features, static_cast<size_t>(n), out);
   }
 }
 

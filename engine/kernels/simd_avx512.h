@@ -20,6 +20,10 @@ using Mask16 = __mmask16;
 constexpr int kTileRows = 12;
 constexpr int kTileLines = 2;
 constexpr int kFullWidthRows = 5;
+// The same of blocked weights: an integer and a float accumulator for each.
+constexpr int kBlockTileRows = 6;
+constexpr int kBlockTileLines = 2;
+constexpr int kBlockFullWidthRows = 3;
 constexpr int kAttendHeads = 8;
 
 SCION_KERNEL F32x16 Set1(float x) { return _mm512_set1_ps(x); }
@@ -85,6 +89,32 @@ SCION_KERNEL void StoreBf16(uint16_t* p, F32x16 x) {
   const __m512i quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));
   const __m512i bits = _mm512_srli_epi32(_mm512_mask_blend_epi32(IsNan(x), rounded, quiet), 16);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bits));
+}
+
+SCION_KERNEL F32x16 LoadF16(const void* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+}
+
+SCION_KERNEL U32x16 SetBits(int32_t x) { return _mm512_set1_epi32(x); }
+template <int kShift>
+SCION_KERNEL U32x16 ShiftRight(U32x16 a) {
+  return _mm512_srli_epi32(a, kShift);
+}
+SCION_KERNEL F32x16 IntToF32(U32x16 a) { return _mm512_cvtepi32_ps(a); }
+SCION_KERNEL void StoreInt8(int8_t* p, F32x16 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+}
+SCION_KERNEL U32x16 DotBytes(U32x16 acc, U32x16 w, U32x16 x) {
+#if defined(__AVX512VNNI__)
+  return _mm512_dpbusd_epi32(acc, w, x);
+#else
+  // Even and odd bytes as 16-bit integers: no product of vpmaddwd can overflow.
+  const __m512i w_even = _mm512_and_si512(w, _mm512_set1_epi32(0x00ff00ff));
+  const __m512i w_odd = _mm512_srli_epi16(w, 8);
+  const __m512i x_even = _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8);
+  const __m512i x_odd = _mm512_srai_epi16(x, 8);
+  return _mm512_add_epi32(acc, _mm512_add_epi32(_mm512_madd_epi16(w_even, x_even), _mm512_madd_epi16(w_odd, x_odd)));
+#endif
 }
 
 SCION_KERNEL void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

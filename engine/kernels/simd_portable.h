@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "engine/base/dtype.h"
+
 #define SCION_KERNEL inline __attribute__((always_inline))
 
 namespace scion::kernels {
@@ -31,6 +33,10 @@ constexpr int kTileRows = 2;
 constexpr int kTileLines = 1;
 // Up to this many rows a tile spans all lines of a panel.
 constexpr int kFullWidthRows = 0;
+// The same of blocked weights.
+constexpr int kBlockTileRows = 2;
+constexpr int kBlockTileLines = 1;
+constexpr int kBlockFullWidthRows = 0;
 // Query heads that attention takes through a tile of keys at once.
 constexpr int kAttendHeads = 2;
 
@@ -140,6 +146,48 @@ SCION_KERNEL void StoreBf16(uint16_t* p, F32x16 x) {
     const uint32_t rounded = (u[i] + 0x7fffu + ((u[i] >> 16) & 1u)) >> 16;
     p[i] = static_cast<uint16_t>(nan ? (u[i] >> 16) | 0x40u : rounded);
   }
+}
+
+SCION_KERNEL F32x16 LoadF16(const void* p) {
+  uint16_t h[16];
+  std::memcpy(h, p, sizeof(h));
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.part[i / 4][i % 4] = F16ToF32(h[i]);
+  return r;
+}
+
+// 16 signed integers of 32 bits, as bits.
+SCION_KERNEL U32x16 SetBits(int32_t x) {
+  const uint32_t u = static_cast<uint32_t>(x);
+  const U32x4 p = {u, u, u, u};
+  return {{p, p, p, p}};
+}
+template <int kShift>
+SCION_KERNEL U32x16 ShiftRight(U32x16 a) {
+  for (U32x4& part : a.part) part >>= kShift;
+  return a;
+}
+SCION_KERNEL F32x16 IntToF32(U32x16 a) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.part[i / 4][i % 4] = static_cast<float>(static_cast<int32_t>(a.part[i / 4][i % 4]));
+  return r;
+}
+// 16 fp32, rounded to the nearest (ties to even) signed bytes; each must be in range.
+SCION_KERNEL void StoreInt8(int8_t* p, F32x16 x) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(__builtin_nearbyintf(x.part[i / 4][i % 4]));
+}
+// Per lane: acc + the sum of four products of an unsigned byte of w and a signed byte of x.
+SCION_KERNEL U32x16 DotBytes(U32x16 acc, U32x16 w, U32x16 x) {
+  uint8_t u[64];
+  int8_t s[64];
+  std::memcpy(u, &w, 64);
+  std::memcpy(s, &x, 64);
+  for (int i = 0; i < 16; ++i) {
+    int32_t sum = 0;
+    for (int j = 0; j < 4; ++j) sum += u[4 * i + j] * s[4 * i + j];
+    acc.part[i / 4][i % 4] += static_cast<uint32_t>(sum);
+  }
+  return acc;
 }
 
 SCION_KERNEL void Prefetch(const void* p) { __builtin_prefetch(p); }

@@ -15,8 +15,9 @@ namespace {
 template <class BDot>
 constexpr KernelTable MakeTable(Tier tier) {
   return {.tier = tier,
-          .activation_row_bytes = ActivationRowBytes<BDot>,
-          .prepare_activations = PrepareActivations<BDot>,
+          .activation_form = ActivationFormOf<BDot>,
+          .activation_row_bytes = ActivationRowBytes,
+          .prepare_activations = PrepareActivations,
           .matmul = MatMul<BDot>,
           .matmul_swiglu = MatMulSwiglu<BDot>,
           .rms_norm = RmsNorm,

@@ -8,7 +8,7 @@ namespace {
 
 // One vdpbf16ps per step and line.
 struct NativeBf16Dot {
-  static constexpr bool kBf16Activations = true;
+  static constexpr ActivationForm kForm = ActivationForm::kBF16;
   static constexpr size_t kStepActivationBytes = 4;
   using Weights = __m512bh;
   using Activation = __m512bh;

@@ -10,7 +10,7 @@ namespace {
 // What Intel's manual says of vdpbf16ps: the odd product is added first, then the even one, each with one rounding. (It
 // also flushes denormals, which this does not.)
 struct EmulatedBf16Dot {
-  static constexpr bool kBf16Activations = true;
+  static constexpr ActivationForm kForm = ActivationForm::kBF16;
   static constexpr size_t kStepActivationBytes = 4;
   using Weights = U32x16;
   using Activation = U32x16;

@@ -8,6 +8,7 @@ namespace scion::kernels {
 extern const KernelTable kPortableTable;
 #if defined(__x86_64__)
 extern const KernelTable kAvx512Table;
+extern const KernelTable kAvx512VnniTable;
 extern const KernelTable kAvx512Bf16Table;
 // The avx512bf16 tier on a machine that only has AVX-512: vdpbf16ps is replaced by the two fused multiply-adds that it
 // stands for, all else is the same text. For tests; it is in the library scion_kernels_reference.

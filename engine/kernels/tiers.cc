@@ -12,7 +12,7 @@ namespace scion::kernels {
 namespace {
 
 constexpr char kTierVariable[] = "SCION_CPU_TIER";
-constexpr Tier kAllTiers[] = {Tier::kPortable, Tier::kAvx512, Tier::kAvx512Bf16};
+constexpr Tier kAllTiers[] = {Tier::kPortable, Tier::kAvx512, Tier::kAvx512Vnni, Tier::kAvx512Bf16};
 
 bool MachineHas(Tier tier) {
   if (tier == Tier::kPortable) return true;
@@ -20,7 +20,8 @@ bool MachineHas(Tier tier) {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return avx512 && (tier == Tier::kAvx512 || __builtin_cpu_supports("avx512bf16"));
+  if (!avx512 || tier == Tier::kAvx512) return avx512;
+  return __builtin_cpu_supports("avx512vnni") && (tier == Tier::kAvx512Vnni || __builtin_cpu_supports("avx512bf16"));
 #else
   return false;
 #endif
@@ -53,6 +54,8 @@ std::string_view TierName(Tier tier) {
       return "portable";
     case Tier::kAvx512:
       return "avx512";
+    case Tier::kAvx512Vnni:
+      return "avx512vnni";
     case Tier::kAvx512Bf16:
       return "avx512bf16";
   }
@@ -83,6 +86,7 @@ absl::StatusOr<Tier> ChooseTier() {
 const KernelTable& GetKernels(Tier tier) {
 #if defined(__x86_64__)
   if (tier == Tier::kAvx512) return kAvx512Table;
+  if (tier == Tier::kAvx512Vnni) return kAvx512VnniTable;
   if (tier == Tier::kAvx512Bf16) return kAvx512Bf16Table;
 #endif
   static_cast<void>(tier);

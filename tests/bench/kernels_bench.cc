@@ -26,7 +26,7 @@ constexpr size_t kStreamBytes = size_t{192} << 20;  // per thread, far beyond th
 AlignedBuffer RandomBuffer(size_t bytes) {
   AlignedBuffer b = AlignedBuffer::Create(bytes, "a benchmark").value();
   uint32_t state = 1;
-  for (size_t i = 0; i < bytes / 4; ++i) {  // fp32 (and pairs of bf16) between 0.5 and 2
+  for (size_t i = 0; i < bytes / 4; ++i) {  // fp32 (and pairs of bf16 and fp16) around 1, and arbitrary codes
     state = state * 1664525u + 1013904223u;
     b.as<uint32_t>()[i] = 0x3f003f00u | (state >> 9 & 0x00ff00ffu);
   }
@@ -61,8 +61,8 @@ struct Activations {
 
   Activations(const KernelTable& k, WeightType type, int rows, int in_features) {
     const std::vector<float> x(static_cast<size_t>(rows * in_features), 0.01f);
-    buffer = RandomBuffer(static_cast<size_t>(rows) * k.activation_row_bytes(type, in_features));
-    k.prepare_activations(type, x.data(), static_cast<size_t>(in_features), nullptr, rows, in_features, buffer.data());
+    buffer = RandomBuffer(static_cast<size_t>(rows) * k.activation_row_bytes(k.activation_form(type), in_features));
+    k.prepare_activations(k.activation_form(type), x.data(), static_cast<size_t>(in_features), nullptr, rows, in_features, buffer.data());
   }
 };
 
@@ -153,8 +153,10 @@ void RegisterAll() {
   for (Tier tier : SupportedTiers()) {
     const KernelTable& k = GetKernels(tier);
     const std::string name(TierName(tier));
-    for (WeightType type : {WeightType::kBF16, WeightType::kF32}) {
-      const std::string weights = type == WeightType::kBF16 ? "/bf16" : "/f32";
+    for (WeightType type : {WeightType::kBF16, WeightType::kF32, WeightType::kF16, WeightType::kQ8, WeightType::kQ8Min,
+                            WeightType::kQ8Half, WeightType::kQ4, WeightType::kQ4Min}) {
+      std::string weights = "/";
+      weights += WeightTypeName(type);
       for (bool swiglu : {false, true}) {
         const std::string op = swiglu ? "/swiglu" : "/matmul";
         for (int rows : {1, 2, 4, 8, 16}) {

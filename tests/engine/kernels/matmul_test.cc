@@ -10,11 +10,11 @@ namespace {
 constexpr int kInFeatures[] = {1, 2, 31, 32, 33, 192, 517};
 constexpr int kOutFeatures[] = {1, 63, 64, 65, 192, 200};
 constexpr int kRows[] = {1, 2, 3, 5, 12, 13, 16, 33, 300};
-constexpr WeightType kTypes[] = {WeightType::kBF16, WeightType::kF32};
+constexpr WeightType kTypes[] = {WeightType::kBF16, WeightType::kF32, WeightType::kF16};
 
 AlignedBuffer Prepare(const KernelTable& k, WeightType type, const std::vector<float>& x, int rows, int in_features) {
-  AlignedBuffer out = MakeBuffer(static_cast<size_t>(rows) * k.activation_row_bytes(type, in_features));
-  k.prepare_activations(type, x.data(), static_cast<size_t>(in_features), nullptr, rows, in_features, out.data());
+  AlignedBuffer out = MakeBuffer(static_cast<size_t>(rows) * k.activation_row_bytes(k.activation_form(type), in_features));
+  k.prepare_activations(k.activation_form(type), x.data(), static_cast<size_t>(in_features), nullptr, rows, in_features, out.data());
   return out;
 }
 
@@ -61,7 +61,7 @@ TEST_P(MatMulTest, MatchesTheReferenceAtOddSizes) {
     for (int in : kInFeatures) {
       for (int out : kOutFeatures) {
         const size_t weights = static_cast<size_t>(in) * static_cast<size_t>(out);
-        const std::vector<float> w = RandomFloats(weights, 1, type == WeightType::kBF16);
+        const std::vector<float> w = RandomFloats(weights, 1, type != WeightType::kF32);
         const OwnedMatrix m = Pack(w, out, in, type);
         for (int rows : kRows) {
           const std::vector<float> x = RandomFloats(static_cast<size_t>(rows) * static_cast<size_t>(in), 2);
@@ -129,7 +129,7 @@ float OneAccumulator(const NamedTable& t, WeightType type, const float* x, const
     for (int k = 0; k < n; ++k) acc = add(acc, k);
   } else {
     for (int k = 0; k < n; k += 2) {
-      const int first = t.bf16_activations ? 1 : 0;
+      const int first = t.bf16_activations && type == WeightType::kBF16 ? 1 : 0;
       acc = add(add(acc, k + first), k + 1 - first);
     }
   }
@@ -140,7 +140,7 @@ TEST_P(MatMulTest, EveryOutputIsOneAccumulatorInTheDocumentedOrder) {
   for (WeightType type : kTypes) {
     for (int in : {1, 33, 517}) {
       constexpr int kOut = 200;
-      const std::vector<float> w = RandomFloats(static_cast<size_t>(in * kOut), 4, type == WeightType::kBF16);
+      const std::vector<float> w = RandomFloats(static_cast<size_t>(in * kOut), 4, type != WeightType::kF32);
       const OwnedMatrix m = Pack(w, kOut, in, type);
       for (int rows : {1, 4, 7, 33}) {
         const std::vector<float> x = RandomFloats(static_cast<size_t>(rows * in), 5);
@@ -174,8 +174,8 @@ TEST_P(MatMulTest, RowsHaveTheSameBitsAloneAndInCompany) {
     for (int rows = 1; rows <= 40; ++rows) {
       std::vector<int32_t> index(static_cast<size_t>(rows));
       for (int32_t& i : index) i = static_cast<int32_t>(generator() % kAll);
-      AlignedBuffer a = MakeBuffer(static_cast<size_t>(rows) * k().activation_row_bytes(type, kIn));
-      k().prepare_activations(type, x.data(), kIn, index.data(), rows, kIn, a.data());
+      AlignedBuffer a = MakeBuffer(static_cast<size_t>(rows) * k().activation_row_bytes(k().activation_form(type), kIn));
+      k().prepare_activations(k().activation_form(type), x.data(), kIn, index.data(), rows, kIn, a.data());
       constexpr size_t kStride = kOut + 9;
       std::vector<float> y(static_cast<size_t>(rows) * kStride), y_swiglu = y;
       const int cut = 1 + rows % 3;
@@ -218,13 +218,13 @@ TEST_P(MatMulTest, WritesTheColumnsOfItsPanelsOnly) {
 TEST_P(MatMulTest, ActivationsOfARowDoNotDependOnTheOthers) {
   for (WeightType type : kTypes) {
     for (int in : kInFeatures) {
-      const size_t row_bytes = k().activation_row_bytes(type, in);
+      const size_t row_bytes = k().activation_row_bytes(k().activation_form(type), in);
       EXPECT_EQ(row_bytes % 64, 0u);
       const std::vector<float> x = RandomFloats(static_cast<size_t>(7 * in), 12);
       const AlignedBuffer together = Prepare(k(), type, x, 7, in);
       const AlignedBuffer apart = MakeBuffer(7 * row_bytes);
       for (int r = 0; r < 7; ++r) {
-        k().prepare_activations(type, x.data() + r * in, 0, nullptr, 1, in,
+        k().prepare_activations(k().activation_form(type), x.data() + r * in, 0, nullptr, 1, in,
                                 apart.data() + static_cast<size_t>(r) * row_bytes);
       }
       EXPECT_TRUE(SameBytes(together.data(), apart.data(), 7 * row_bytes));

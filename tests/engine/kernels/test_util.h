@@ -36,12 +36,15 @@ inline std::vector<NamedTable> AllTables() {
   return tables;
 }
 
-// Normally distributed, rounded to bf16 if asked for.
-inline std::vector<float> RandomFloats(size_t n, uint32_t seed, bool bf16 = false) {
+// Normally distributed; if asked for, rounded to what both bf16 and fp16 hold.
+inline std::vector<float> RandomFloats(size_t n, uint32_t seed, bool sixteen_bits = false) {
   std::mt19937 generator(seed);
   std::normal_distribution<float> normal;
   std::vector<float> x(n);
-  for (float& v : x) v = bf16 ? Bf16ToF32(F32ToBf16(normal(generator))) : normal(generator);
+  for (float& v : x) {
+    v = normal(generator);
+    if (sixteen_bits) v = F16ToF32(F32ToF16(Bf16ToF32(F32ToBf16(v))));
+  }
   return x;
 }
 

@@ -1,0 +1,166 @@
+// matmul's inner part for blocked weights: dot products of 8-bit integers within a block of 32, exact; then one
+// multiply-add per block into the output's fp32 accumulator. Included after a simd_*.h; see there.
+//
+// For each block in ascending order:   acc += (scale_x * float(sum_k (code_w - offset) * code_x)) * scale_w
+//                                      acc += (scale_x * sum_k code_x) * min_w          where the type has mins
+// with a half block in place of a block where the type has a scale for each half. The integers are exact in any order,
+// so all tiers that fuse the multiply-add give the same bits.
+#pragma once
+
+#include "engine/kernels/packed_blocks.h"
+#include "engine/kernels/tiling.h"
+
+namespace scion::kernels {
+namespace {
+
+// Panel blocks that stay in L1 while the row tiles pass.
+constexpr int kPassBlocks = 4;
+
+// Rounds 32 activations to int8 by their largest magnitude. A row that is not finite keeps that visible in its scale.
+SCION_KERNEL void PrepareBlock(const float* x, int n, ActivationBlock* out) {
+  const F32x16 low = LoadPartial(x, n < 16 ? n : 16);
+  const F32x16 high = LoadPartial(x + 16, n < 16 ? 0 : n - 16);
+  const F32x16 zero = Set1(0.0f);
+  const float largest = ReduceMax(Max(Max(low, Sub(zero, low)), Max(high, Sub(zero, high))));
+  const float sum_of_all = ReduceAdd(Add(low, high));  // NaN or infinite if any is
+  const bool finite = sum_of_all - sum_of_all == 0.0f && largest - largest == 0.0f;
+  const float scale = largest * (1.0f / 127.0f);
+  const F32x16 inverse = Set1(finite && largest > 0.0f ? 127.0f / largest : 0.0f);
+  StoreInt8(out->codes, Max(Min(Mul(low, inverse), Set1(127.0f)), Set1(-127.0f)));
+  StoreInt8(out->codes + 16, Max(Min(Mul(high, inverse), Set1(127.0f)), Set1(-127.0f)));
+  int32_t sum_low = 0, sum_high = 0;
+  for (int i = 0; i < 16; ++i) {
+    sum_low += out->codes[i];
+    sum_high += out->codes[16 + i];
+  }
+  out->scale = finite ? scale : __builtin_nanf("");
+  out->scaled_sum = out->scale * static_cast<float>(sum_low + sum_high);
+  out->bias8 = -8 * (sum_low + sum_high);
+  out->bias128 = -128 * (sum_low + sum_high);
+  out->bias128_low = -128 * sum_low;
+  out->bias128_high = -128 * sum_high;
+  out->unused[0] = out->unused[1] = 0;
+}
+
+SCION_KERNEL void PrepareInt8Row(const float* x, int in_features, std::byte* out) {
+  ActivationBlock* block = reinterpret_cast<ActivationBlock*>(out);
+  for (int i = 0; i < in_features; i += kBlockElements) {
+    PrepareBlock(x + i, SmallerOf(kBlockElements, in_features - i), block++);
+  }
+}
+
+template <WeightType kType>
+struct BlockPanels {
+  using Format = BlockFormat<kType>;
+  static constexpr ActivationForm kForm = ActivationForm::kInt8;
+  static constexpr int kRowsOfTile = kBlockTileRows;
+  static constexpr int kLinesOfTile = kBlockTileLines;
+  static constexpr int kFullWidth = kBlockFullWidthRows;
+  static constexpr size_t kUnitBytes = Format::kBytes;
+  static constexpr int kUnitSteps = Format::kSteps;
+  static constexpr size_t kUnitActivationBytes = sizeof(ActivationBlock);
+  static constexpr int kPassUnits = kPassBlocks;
+
+  static SCION_KERNEL int Units(int in_features) { return (in_features + kBlockElements - 1) / kBlockElements; }
+
+  // acc += the dot products of a stored step's lines with the activations at `quad`, of all rows.
+  template <int kRows, int kLines>
+  static SCION_KERNEL void DotStep(const U32x16 (&w)[kLines], const std::byte* x, size_t x_row_bytes, int quad,
+                                   U32x16 (&dots)[kRows][kLines]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const ActivationBlock* block = reinterpret_cast<const ActivationBlock*>(x + static_cast<size_t>(r) * x_row_bytes);
+      const U32x16 codes = SetBits(*reinterpret_cast<const int32_t*>(block->codes + 4 * quad));
+#pragma GCC unroll 4
+      for (int l = 0; l < kLines; ++l) dots[r][l] = DotBytes(dots[r][l], w[l], codes);
+    }
+  }
+
+  template <int kRows, int kLines>
+  static SCION_KERNEL void AddScaledDots(const std::byte* scales, int line, const std::byte* x, size_t x_row_bytes,
+                                         const U32x16 (&dots)[kRows][kLines], F32x16 (&acc)[kRows][kLines]) {
+    F32x16 w_scale[kLines];
+    for (int l = 0; l < kLines; ++l) {
+      w_scale[l] = Format::kHalfPrecisionScale ? LoadF16(scales + static_cast<size_t>(line + l) * 32)
+                                               : Load(scales + static_cast<size_t>(line + l) * 64);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const ActivationBlock* block = reinterpret_cast<const ActivationBlock*>(x + static_cast<size_t>(r) * x_row_bytes);
+      const F32x16 x_scale = Set1(block->scale);
+#pragma GCC unroll 4
+      for (int l = 0; l < kLines; ++l) acc[r][l] = MulAdd(Mul(x_scale, IntToF32(dots[r][l])), w_scale[l], acc[r][l]);
+    }
+  }
+
+  template <int kRows, int kLines>
+  static inline void AccumulateTile(const std::byte* weights, int line, int units, const std::byte* x,
+                                    size_t x_row_bytes, bool first, PrefetchStream prefetch, float* sums) {
+    F32x16 acc[kRows][kLines];
+    for (int r = 0; r < kRows; ++r) {
+      for (int l = 0; l < kLines; ++l) acc[r][l] = first ? Set1(0.0f) : Load(sums + r * kPanelWidth + l * 16);
+    }
+    for (int u = 0; u < units; ++u) {
+      const std::byte* codes = weights + Format::kScaleBytes + static_cast<size_t>(line) * kLineBytes;
+      constexpr int kParts = Format::kHasHalves ? 2 : 1;
+#pragma GCC unroll 2
+      for (int part = 0; part < kParts; ++part) {
+        U32x16 dots[kRows][kLines];
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          const ActivationBlock* block =
+              reinterpret_cast<const ActivationBlock*>(x + static_cast<size_t>(r) * x_row_bytes);
+          const U32x16 start = SetBits(Format::kHasHalves       ? (part == 0 ? block->bias128_low : block->bias128_high)
+                                       : Format::kOffset == 8   ? block->bias8
+                                       : Format::kOffset == 128 ? block->bias128
+                                                                : 0);
+#pragma GCC unroll 4
+          for (int l = 0; l < kLines; ++l) dots[r][l] = start;
+        }
+        constexpr int kPartSteps = Format::kSteps / kParts;
+#pragma GCC unroll 8
+        for (int s = part * kPartSteps; s < (part + 1) * kPartSteps; ++s) {
+          U32x16 w[kLines];
+          for (int l = 0; l < kLines; ++l)
+            w[l] = LoadBits(codes + static_cast<size_t>(s * kPanelLines + l) * kLineBytes);
+          Prefetch(prefetch.at);
+          if (prefetch.step_bytes > kLineBytes) {
+            for (size_t line_at = kLineBytes; line_at < prefetch.step_bytes; line_at += kLineBytes) {
+              Prefetch(prefetch.at + line_at);
+            }
+          }
+          prefetch.at += prefetch.step_bytes;
+          if constexpr (Format::kFourBits) {
+            U32x16 low[kLines];
+            for (int l = 0; l < kLines; ++l) low[l] = AndBits(w[l], 0x0f0f0f0fu);
+            DotStep<kRows, kLines>(low, x, x_row_bytes, s, dots);
+            for (int l = 0; l < kLines; ++l) low[l] = AndBits(ShiftRight<4>(w[l]), 0x0f0f0f0fu);
+            DotStep<kRows, kLines>(low, x, x_row_bytes, s + 4, dots);
+          } else {
+            DotStep<kRows, kLines>(w, x, x_row_bytes, s, dots);
+          }
+        }
+        AddScaledDots<kRows, kLines>(weights + (part == 1 ? kPanelWidth * sizeof(float) : 0), line, x, x_row_bytes,
+                                     dots, acc);
+      }
+      if constexpr (Format::kHasMin) {
+        for (int l = 0; l < kLines; ++l) {
+          const F32x16 min = Load(weights + kPanelWidth * sizeof(float) + static_cast<size_t>(line + l) * kLineBytes);
+          for (int r = 0; r < kRows; ++r) {
+            const ActivationBlock* block =
+                reinterpret_cast<const ActivationBlock*>(x + static_cast<size_t>(r) * x_row_bytes);
+            acc[r][l] = MulAdd(Set1(block->scaled_sum), min, acc[r][l]);
+          }
+        }
+      }
+      weights += Format::kBytes;
+      x += sizeof(ActivationBlock);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int l = 0; l < kLines; ++l) Store(sums + r * kPanelWidth + l * 16, acc[r][l]);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace scion::kernels
