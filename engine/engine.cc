@@ -184,7 +184,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineOptions options) {
     options.tier = *tier;
   }
   if (!options.kv_type) {
-    options.kv_type = options.weights == kernels::WeightType::kF32 ? kernels::KvType::kF32 : kernels::KvType::kBF16;
+    options.kv_type = options.weights == WeightMode::kF32 ? kernels::KvType::kF32 : kernels::KvType::kBF16;
   }
 
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(options.model_directory);

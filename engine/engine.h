@@ -20,6 +20,7 @@
 #include "absl/time/time.h"
 #include "engine/kernels/kernels.h"
 #include "engine/model/model_spec.h"
+#include "engine/model/weight_mode.h"
 #include "engine/text/tokenizer.h"
 
 namespace scion {
@@ -41,7 +42,7 @@ struct EngineOptions {
   std::filesystem::path model_directory;
   int num_threads = 0;                // 0: one per core
   std::optional<kernels::Tier> tier;  // default: kernels::ChooseTier()
-  kernels::WeightType weights = kernels::WeightType::kBF16;
+  WeightMode weights = WeightMode::kAsIs;
   std::optional<kernels::KvType> kv_type;  // default: as the weights
   uint64_t kv_cache_bytes = uint64_t{512} << 20;
   int max_step_tokens = 512;       // the token budget of a step: decode rows first, prefill chunks fill the rest

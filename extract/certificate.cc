@@ -9,10 +9,6 @@
 namespace scion {
 namespace {
 
-std::string_view WeightTypeName(kernels::WeightType type) {
-  return type == kernels::WeightType::kBF16 ? "bf16" : "f32";
-}
-
 }  // namespace
 
 Json CertificateJson(const VerifyOptions& options, const VerifyReport& report) {
@@ -34,7 +30,7 @@ Json CertificateJson(const VerifyOptions& options, const VerifyReport& report) {
       {"time", FormatUtc(options.now)},
       {"version", options.version},
       {"tier", kernels::TierName(options.tier)},
-      {"weights", WeightTypeName(options.weights)},
+      {"weights", WeightModeName(options.weights)},
       {"domains", report.domains},
       {"model",
        {{"name", ModelName(options.model)}, {"lock_sha256", report.model_lock_sha256}, {"files", report.model_files}}},
@@ -67,7 +63,7 @@ std::string SummaryLine(const VerifyOptions& options, const VerifyReport& report
       "experts visited, tier %s, %s",
       ModelName(options.cut), absl::StrJoin(report.domains, "+"), ModelName(options.model), report.tensors,
       static_cast<double>(report.tensor_bytes) * 1e-6, report.positions, report.prompts, visited, reachable,
-      std::string(kernels::TierName(options.tier)), std::string(WeightTypeName(options.weights)));
+      std::string(kernels::TierName(options.tier)), std::string(WeightModeName(options.weights)));
 }
 
 }  // namespace scion

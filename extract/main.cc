@@ -34,7 +34,7 @@ struct Arguments {
   std::string cut;
   std::string certificate;
   bool no_certificate = false;
-  std::string weights = "bf16";
+  std::string weights = "as-is";
   int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   bool json = false;
   bool check = false;
@@ -124,7 +124,7 @@ int RunVerify(const Arguments& args) {
   options.cut = args.cut;
   options.model = args.model;
   options.tier = *tier;
-  options.weights = args.weights == "f32" ? kernels::WeightType::kF32 : kernels::WeightType::kBF16;
+  options.weights = *ParseWeightMode(args.weights);
   options.num_threads = args.threads;
   options.version = SCION_VERSION;
   options.now = absl::Now();

@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "engine/base/json.h"
 #include "engine/kernels/kernels.h"
+#include "engine/model/weight_mode.h"
 #include "extract/difference.h"
 
 namespace scion {
@@ -21,7 +22,7 @@ struct VerifyOptions {
   std::filesystem::path cut;
   std::filesystem::path model;
   kernels::Tier tier = kernels::Tier::kPortable;
-  kernels::WeightType weights = kernels::WeightType::kBF16;
+  WeightMode weights = WeightMode::kAsIs;
   int num_threads = 1;
   // Without it only hashes and logits are looked at. Tests switch it off, to see what the logits alone find.
   bool compare_bytes = true;

@@ -33,10 +33,6 @@ class FamilyBuilder {
   MetricFamily* family_;
 };
 
-std::string_view WeightTypeName(kernels::WeightType type) {
-  return type == kernels::WeightType::kBF16 ? "bf16" : "fp32";
-}
-
 void AddEngine(const Engine& engine, std::vector<MetricFamily>& families) {
   const EngineStats stats = engine.Stats();
   auto gauge = [&](const char* name, const char* help, double value) {
@@ -120,7 +116,7 @@ std::string ServerMetrics::Text(const Engine* engine, std::string_view version, 
   if (engine != nullptr) {
     const EngineOptions& options = engine->options();
     if (options.tier) build.push_back({"tier", std::string(kernels::TierName(*options.tier))});
-    build.push_back({"weights", std::string(WeightTypeName(options.weights))});
+    build.push_back({"weights", std::string(WeightModeName(options.weights))});
     build.push_back({"threads", std::to_string(options.num_threads)});
   }
   FamilyBuilder(families, MetricType::Gauge, "scion_build_info", "What runs here").Add(1, std::move(build));

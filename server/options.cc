@@ -52,11 +52,11 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   double request_timeout_seconds = 600;
   double drain_timeout_seconds = 30;
   double write_timeout_seconds = 30;
-  const std::map<std::string, kernels::WeightType> weight_types = {{"bf16", kernels::WeightType::kBF16},
-                                                                   {"fp32", kernels::WeightType::kF32}};
+  std::map<std::string, WeightMode> weight_modes;
+  for (WeightMode mode : kAllWeightModes) weight_modes[std::string(WeightModeName(mode))] = mode;
   const std::map<std::string, kernels::KvType> kv_types = {{"bf16", kernels::KvType::kBF16},
                                                            {"fp32", kernels::KvType::kF32}};
-  std::string weights = "bf16";
+  std::string weights = "as-is";
   std::string kv_type;
 
   app.add_option("model,--model", model, "The model directory")->required();
@@ -74,8 +74,8 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   compute.add_option("--threads", engine.num_threads, "Compute threads; 0: one per core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
-  compute.add_option("--weights", weights, "bf16, or fp32 (the reference mode)")
-      ->check(CLI::IsMember(weight_types))
+  compute.add_option("--weights", weights, "as-is, bf16, q8, q4, or fp32 (the reference mode)")
+      ->check(CLI::IsMember(weight_modes))
       ->capture_default_str();
   compute.add_option("--kv-type", kv_type, "Type of cached keys and values: bf16 or fp32 (default: as --weights)")
       ->check(CLI::IsMember(kv_types));
@@ -123,7 +123,7 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   }
 
   engine.model_directory = model;
-  engine.weights = weight_types.at(weights);
+  engine.weights = weight_modes.at(weights);
   if (!kv_type.empty()) engine.kv_type = kv_types.at(kv_type);
   engine.kv_cache_bytes = kv_cache_mb << 20;
   if (options.model_name.empty()) options.model_name = DirectoryName(model);

@@ -14,6 +14,7 @@
 #include "engine/kv_cache/kv_cache.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/model_spec.h"
+#include "engine/model/weight_mode.h"
 
 namespace scion {
 
@@ -21,8 +22,7 @@ struct ModelOptions {
   kernels::Tier tier = kernels::Tier::kPortable;
   // Instead of the tier's own table, if set: how a tier is tried out on a machine that lacks its instructions.
   const kernels::KernelTable* kernels = nullptr;
-  // kBF16: bf16 weights, fp32 accumulation. kF32: the reference mode, weights widened to fp32.
-  kernels::WeightType weights = kernels::WeightType::kBF16;
+  WeightMode weights = WeightMode::kAsIs;
   kernels::KvType kv_type = kernels::KvType::kBF16;
   // Bounds the scratch memory: rows of one Forward, and rows of one Logits call.
   int max_step_rows = 512;

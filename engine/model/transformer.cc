@@ -6,27 +6,36 @@
 #include <cstring>
 #include <utility>
 
+#include "engine/kernels/ggml_blocks.h"
+#include "engine/route/gate_router.h"
+
 namespace scion {
 namespace {
 
+using kernels::ActivationForm;
 using kernels::PackedMatrix;
-using kernels::WeightType;
 
 // Rows of one task in the element-wise loops, and of one task in attention: a decode step of a few rows is one task
 // and wakes nobody, a prefill makes enough tasks to even out.
 constexpr int kRowsPerTask = 8;
 
-std::vector<const TableRouter*> Pointers(const std::vector<TableRouter>& routers) {
-  std::vector<const TableRouter*> out;
-  for (const TableRouter& r : routers) out.push_back(&r);
-  return out;
+int NumExperts(const ModelSpec& spec) {
+  int n = 0;
+  for (const DomainSpec& d : spec.domains) n += d.num_experts;
+  return n;
+}
+
+// Of a gate's fp32 input.
+size_t NormRowBytes(const kernels::KernelTable& k, int hidden_size) {
+  return k.activation_row_bytes(ActivationForm::kF32, hidden_size);
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint, const ModelOptions& options,
                                                    ThreadPool& pool) {
-  absl::StatusOr<Weights> weights = LoadWeights(checkpoint, options.weights, pool);
+  const kernels::KernelTable& k = options.kernels != nullptr ? *options.kernels : kernels::GetKernels(options.tier);
+  absl::StatusOr<Weights> weights = LoadWeights(checkpoint, options.weights, k, pool);
   if (!weights.ok()) return weights.status();
   return Transformer::Create(checkpoint.spec(), options, *std::move(weights), pool);
 }
@@ -37,7 +46,19 @@ Transformer::Transformer(ModelSpec spec, const ModelOptions& options, Weights we
       k_(options.kernels != nullptr ? *options.kernels : kernels::GetKernels(options.tier)),
       weights_(std::move(weights)),
       pool_(pool),
-      plan_(Pointers(weights_.routers), options.max_step_rows) {}
+      plan_(Routers(), options.max_step_rows) {}
+
+std::vector<LayerRouter> Transformer::Routers() const {
+  std::vector<LayerRouter> routers;
+  size_t table = 0;
+  for (int layer : spec_.SparseLayers()) {
+    const FfnSpec& f = spec_.layers[static_cast<size_t>(layer)].ffn;
+    routers.push_back({.table = f.router == RouterKind::kTable ? &weights_.routers[table++] : nullptr,
+                       .num_experts = NumExperts(spec_),
+                       .num_experts_per_tok = f.num_experts_per_tok});
+  }
+  return routers;
+}
 
 absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec, const ModelOptions& options,
                                                                  Weights weights, ThreadPool& pool) {
@@ -51,9 +72,16 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
   size_t half_head = 0;
   size_t visits = rows;
   int sparse = 0;
+  bool gated = false;
+  const size_t experts = static_cast<size_t>(NumExperts(s));
+  size_t activation_bytes = 64;
   for (size_t l = 0; l < s.layers.size(); ++l) {
     const AttentionSpec& a = s.layers[l].attention;
     const FfnSpec& f = s.layers[l].ffn;
+    const LayerWeights& w = t->weights_.layers[l];
+    activation_bytes = std::max({activation_bytes, t->RowBytes(w.qkv[0]), t->RowBytes(w.o), t->RowBytes(w.ffn[0].gate),
+                                 t->RowBytes(w.ffn[0].down)});
+    gated = gated || f.router == RouterKind::kGate;
     t->qkv_width_ = std::max(t->qkv_width_, static_cast<size_t>((a.num_heads + 2 * a.num_kv_heads) * a.head_dim));
     t->attention_width_ = std::max(t->attention_width_, static_cast<size_t>(a.num_heads * a.head_dim));
     t->ffn_width_ = std::max(t->ffn_width_, static_cast<size_t>(f.intermediate_size));
@@ -63,16 +91,16 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
       continue;
     }
     visits = std::max(visits, rows * static_cast<size_t>(f.num_experts_per_tok));
-    const int experts = t->weights_.routers[static_cast<size_t>(sparse)].num_experts();
-    t->expert_tokens_.push_back(std::make_unique<std::atomic<uint64_t>[]>(static_cast<size_t>(experts)));
+    t->expert_tokens_.push_back(std::make_unique<std::atomic<uint64_t>[]>(experts));
     t->sparse_index_.push_back(sparse++);
   }
   const int widest = static_cast<int>(std::max({hidden, t->attention_width_, t->ffn_width_}));
-  const size_t activation_bytes = AlignUp(t->k_.activation_row_bytes(options.weights, widest), 64);
   const size_t f = sizeof(float);
   for (auto [buffer, bytes] :
        {std::pair{&t->x_, rows * hidden * f},
         {&t->activations_, visits * activation_bytes},
+        {&t->norm_rows_, gated ? rows * NormRowBytes(t->k_, s.hidden_size) : 0},
+        {&t->gate_scores_, gated ? rows * experts * f : 0},
         {&t->norm_, static_cast<size_t>(pool.num_threads()) * AlignUp(hidden * f, 64)},
         {&t->qkv_, rows * t->qkv_width_ * f},
         {&t->attention_, rows * t->attention_width_ * f},
@@ -80,7 +108,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
         {&t->ffn_out_, visits * hidden * f},
         {&t->cos_, rows * half_head * f},
         {&t->sin_, rows * half_head * f},
-        {&t->logit_activations_, rows * AlignUp(t->k_.activation_row_bytes(options.weights, s.hidden_size), 64)}}) {
+        {&t->logit_activations_, rows * t->RowBytes(t->weights_.lm_head)}}) {
     absl::StatusOr<AlignedBuffer> made = AlignedBuffer::Create(bytes, "a step's activations");
     if (!made.ok()) return made.status();
     *buffer = *std::move(made);
@@ -88,10 +116,9 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
   t->row_chunk_.resize(rows);
   t->row_position_.resize(rows);
   t->route_chunks_.resize(rows);
-  size_t max_groups = 1;
-  for (const TableRouter& r : t->weights_.routers) {
-    max_groups = std::max(max_groups, std::min(visits, static_cast<size_t>(r.num_experts())));
-  }
+  t->chosen_experts_.resize(visits);
+  t->chosen_weights_.resize(visits);
+  const size_t max_groups = std::max(size_t{1}, std::min(visits, experts));
   t->groups_.reserve(max_groups);
   const size_t max_panels = static_cast<size_t>(kernels::NumPanels(widest));
   t->tasks_.reserve(max_groups * max_panels);
@@ -112,7 +139,8 @@ std::vector<KvPlaneSpec> Transformer::KvPlanes() const {
 uint64_t Transformer::ExpertTokens(int layer, int domain, int expert) const {
   const int sparse = sparse_index_[static_cast<size_t>(layer)];
   if (sparse < 0) return 0;
-  const int first = weights_.routers[static_cast<size_t>(sparse)].expert_offset(domain);
+  int first = 0;
+  for (int d = 0; d < domain; ++d) first += spec_.domains[static_cast<size_t>(d)].num_experts;
   return expert_tokens_[static_cast<size_t>(sparse)][static_cast<size_t>(first + expert)].load(
       std::memory_order_relaxed);
 }
@@ -156,12 +184,9 @@ void Transformer::Embed(const StepBatch& batch) {
   ForRows(static_cast<int>(batch.token_ids.size()), [&](int row, int) {
     const size_t id = static_cast<size_t>(batch.token_ids[static_cast<size_t>(row)]);
     float* x = x_.as<float>() + static_cast<size_t>(row) * hidden;
-    if (weights_.embedding_type == WeightType::kF32) {
-      std::memcpy(x, weights_.embedding.as<float>() + id * hidden, hidden * sizeof(float));
-    } else {
-      const uint16_t* e = weights_.embedding.as<uint16_t>() + id * hidden;
-      for (size_t i = 0; i < hidden; ++i) x[i] = Bf16ToF32(e[i]);
-    }
+    kernels::DequantizeRow(weights_.embedding_type,
+                           weights_.embedding.data() + id * DTypeRowBytes(weights_.embedding_type, hidden),
+                           spec_.hidden_size, x);
   });
 }
 
@@ -174,7 +199,6 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
   const size_t kv_width = static_cast<size_t>(a.num_kv_heads * a.head_dim);
   const size_t width = q_width + 2 * kv_width;
   const int half = a.head_dim / 2;
-  const WeightType type = options_.weights;
   const kernels::KvPlanes planes{.k = cache.plane(2 * layer),
                                  .v = cache.plane(2 * layer + 1),
                                  .block_bytes = cache.block_bytes(2 * layer),
@@ -182,15 +206,18 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
                                  .head_dim = a.head_dim,
                                  .type = options_.kv_type};
 
-  const size_t hidden_bytes = k_.activation_row_bytes(type, hidden);
+  const size_t hidden_bytes = RowBytes(w.qkv[0]);
   ForRows(rows, [&](int row, int thread) {
     float* norm = norm_.as<float>() + static_cast<size_t>(thread) * AlignUp(static_cast<size_t>(hidden), 16);
     k_.rms_norm(x_.as<float>() + static_cast<size_t>(row) * static_cast<size_t>(hidden), w.input_norm.data(),
                 spec_.rms_norm_eps, hidden, norm);
-    k_.prepare_activations(type, norm, 0, nullptr, 1, hidden,
-                           activations_.data() + static_cast<size_t>(row) * hidden_bytes);
+    Prepare(w.qkv[0], norm, activations_.data() + static_cast<size_t>(row) * hidden_bytes);
   });
-  MatMul(w.qkv, activations_.data(), rows, qkv_.as<float>(), width);
+  size_t column = 0;
+  for (const PackedMatrix& part : w.qkv) {
+    MatMul(part, activations_.data(), rows, qkv_.as<float>() + column, width);
+    column += static_cast<size_t>(part.out_features);
+  }
 
   // All keys and values of the step are in the cache before any query reads it: attention sees them as rounded to the
   // cache's type, those of its own chunk too.
@@ -210,6 +237,11 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
     }
     float* q = qkv_.as<float>() + r * width;
     float* k = q + q_width;
+    if (a.qk_norm) {
+      for (float* head = q; head < k + kv_width; head += a.head_dim) {
+        k_.rms_norm(head, head < k ? w.q_norm.data() : w.k_norm.data(), spec_.rms_norm_eps, a.head_dim, head);
+      }
+    }
     k_.rope(q, a.num_heads, a.head_dim, cos, sin);
     k_.rope(k, a.num_kv_heads, a.head_dim, cos, sin);
     k_.write_kv(planes, chunk.blocks[static_cast<size_t>(position / kernels::kKvBlockTokens)],
@@ -222,19 +254,19 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
   pool_.ParallelFor(row_tasks * a.num_kv_heads, [&](int task, int) {
     const int head = task % a.num_kv_heads;
     const int begin = task / a.num_kv_heads * kRowsPerTask;
-    const size_t column = static_cast<size_t>(head * group * a.head_dim);
+    const size_t head_column = static_cast<size_t>(head * group * a.head_dim);
     for (int row = begin; row < std::min(rows, begin + kRowsPerTask); ++row) {
       const size_t r = static_cast<size_t>(row);
       const StepChunk& chunk = batch.chunks[static_cast<size_t>(row_chunk_[r])];
-      k_.attend(planes, chunk.blocks.data(), row_position_[r], head, group, qkv_.as<float>() + r * width + column,
-                scale, attention_.as<float>() + r * q_width + column);
+      k_.attend(planes, chunk.blocks.data(), row_position_[r], head, group, qkv_.as<float>() + r * width + head_column,
+                scale, attention_.as<float>() + r * q_width + head_column);
     }
   });
 
-  const size_t attention_bytes = k_.activation_row_bytes(type, static_cast<int>(q_width));
+  const size_t attention_bytes = RowBytes(w.o);
   ForRows(rows, [&](int row, int) {
-    k_.prepare_activations(type, attention_.as<float>() + static_cast<size_t>(row) * q_width, 0, nullptr, 1,
-                           static_cast<int>(q_width), activations_.data() + static_cast<size_t>(row) * attention_bytes);
+    Prepare(w.o, attention_.as<float>() + static_cast<size_t>(row) * q_width,
+            activations_.data() + static_cast<size_t>(row) * attention_bytes);
   });
   MatMul(w.o, activations_.data(), rows, ffn_out_.as<float>(), static_cast<size_t>(hidden));
   ForRows(rows, [&](int row, int) {
@@ -243,13 +275,38 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
   });
 }
 
+void Transformer::RouteByGate(int rows, int layer) {
+  const FfnSpec& f = spec_.layers[static_cast<size_t>(layer)].ffn;
+  const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+  const int hidden = spec_.hidden_size;
+  const size_t norm_bytes = NormRowBytes(k_, hidden);
+  ForRows(rows, [&](int row, int thread) {
+    const size_t r = static_cast<size_t>(row);
+    float* norm = norm_.as<float>() + static_cast<size_t>(thread) * AlignUp(static_cast<size_t>(hidden), 16);
+    k_.rms_norm(x_.as<float>() + r * static_cast<size_t>(hidden), w.post_attn_norm.data(), spec_.rms_norm_eps, hidden,
+                norm);
+    Prepare(w.gate, norm, norm_rows_.data() + r * norm_bytes);
+  });
+  const size_t experts = static_cast<size_t>(w.gate.out_features);
+  MatMul(w.gate, norm_rows_.data(), rows, gate_scores_.as<float>(), experts);
+  const size_t k = static_cast<size_t>(f.num_experts_per_tok);
+  ForRows(rows, [&](int row, int) {
+    const size_t r = static_cast<size_t>(row);
+    ChooseExperts({gate_scores_.as<float>() + r * experts, experts}, f.norm_topk_prob,
+                  std::span(chosen_experts_).subspan(r * k, k), std::span(chosen_weights_).subspan(r * k, k));
+  });
+  plan_.BuildGated(sparse_index_[static_cast<size_t>(layer)], rows, chosen_experts_, chosen_weights_);
+}
+
 void Transformer::Ffn(int rows, int layer) {
   const FfnSpec& f = spec_.layers[static_cast<size_t>(layer)].ffn;
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
-  const WeightType type = options_.weights;
   const int hidden = spec_.hidden_size;
   const int k = f.num_experts_per_tok;
   const int sparse = sparse_index_[static_cast<size_t>(layer)];
+
+  const bool gated = f.router == RouterKind::kGate;
+  if (gated) RouteByGate(rows, layer);
 
   // A dense FFN is the case of one expert that all rows visit, in order.
   const LayerRoute* route = sparse < 0 ? nullptr : &plan_.layer(sparse);
@@ -265,18 +322,24 @@ void Transformer::Ffn(int rows, int layer) {
   }
   const int visits = route == nullptr ? rows : rows * k;
 
-  const size_t in_bytes = k_.activation_row_bytes(type, hidden);
+  const PackedMatrix& first = w.ffn[0].gate;
+  const size_t in_bytes = RowBytes(first);
   ForRows(rows, [&](int row, int thread) {
     const size_t r = static_cast<size_t>(row);
-    float* norm = norm_.as<float>() + static_cast<size_t>(thread) * AlignUp(static_cast<size_t>(hidden), 16);
-    k_.rms_norm(x_.as<float>() + r * static_cast<size_t>(hidden), w.post_attn_norm.data(), spec_.rms_norm_eps, hidden,
-                norm);
-    for (int slot = 0; slot < (route == nullptr ? 1 : k); ++slot) {
-      const size_t entry =
-          route == nullptr
-              ? r
-              : static_cast<size_t>(route->entries[r * static_cast<size_t>(k) + static_cast<size_t>(slot)]);
-      k_.prepare_activations(type, norm, 0, nullptr, 1, hidden, activations_.data() + entry * in_bytes);
+    const float* norm = reinterpret_cast<const float*>(norm_rows_.data() + r * NormRowBytes(k_, hidden));
+    if (!gated) {
+      float* out = norm_.as<float>() + static_cast<size_t>(thread) * AlignUp(static_cast<size_t>(hidden), 16);
+      k_.rms_norm(x_.as<float>() + r * static_cast<size_t>(hidden), w.post_attn_norm.data(), spec_.rms_norm_eps, hidden,
+                  out);
+      norm = out;
+    }
+    if (route == nullptr) return Prepare(first, norm, activations_.data() + r * in_bytes);
+    const std::span<const int32_t> entries =
+        route->entries.subspan(r * static_cast<size_t>(k), static_cast<size_t>(k));
+    const std::byte* prepared = activations_.data() + static_cast<size_t>(entries[0]) * in_bytes;
+    Prepare(first, norm, activations_.data() + static_cast<size_t>(entries[0]) * in_bytes);
+    for (int32_t entry : entries.subspan(1)) {
+      std::memcpy(activations_.data() + static_cast<size_t>(entry) * in_bytes, prepared, in_bytes);
     }
   });
 
@@ -290,10 +353,10 @@ void Transformer::Ffn(int rows, int layer) {
                      ffn_hidden_.as<float>() + static_cast<size_t>(g.begin) * width, width);
   });
 
-  const size_t out_bytes = k_.activation_row_bytes(type, f.intermediate_size);
+  const size_t out_bytes = RowBytes(w.ffn[0].down);
   ForRows(visits, [&](int entry, int) {
-    k_.prepare_activations(type, ffn_hidden_.as<float>() + static_cast<size_t>(entry) * width, 0, nullptr, 1,
-                           f.intermediate_size, activations_.data() + static_cast<size_t>(entry) * out_bytes);
+    Prepare(w.ffn[0].down, ffn_hidden_.as<float>() + static_cast<size_t>(entry) * width,
+            activations_.data() + static_cast<size_t>(entry) * out_bytes);
   });
   SplitGroups(kernels::NumPanels(hidden));
   pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
@@ -330,20 +393,19 @@ void Transformer::Forward(const StepBatch& batch, KvCache& cache) {
     Ffn(rows, layer);
   }
   const int hidden = spec_.hidden_size;
-  const size_t bytes = k_.activation_row_bytes(options_.weights, hidden);
+  const size_t bytes = RowBytes(weights_.lm_head);
   ForRows(static_cast<int>(batch.logit_rows.size()), [&](int i, int thread) {
     float* norm = norm_.as<float>() + static_cast<size_t>(thread) * AlignUp(static_cast<size_t>(hidden), 16);
     const size_t row = static_cast<size_t>(batch.logit_rows[static_cast<size_t>(i)]);
     k_.rms_norm(x_.as<float>() + row * static_cast<size_t>(hidden), weights_.final_norm.data(), spec_.rms_norm_eps,
                 hidden, norm);
-    k_.prepare_activations(options_.weights, norm, 0, nullptr, 1, hidden,
-                           logit_activations_.data() + static_cast<size_t>(i) * bytes);
+    Prepare(weights_.lm_head, norm, logit_activations_.data() + static_cast<size_t>(i) * bytes);
   });
 }
 
 void Transformer::Logits(int first, int count, float* out) {
   assert(count <= options_.max_logit_rows);
-  const size_t bytes = k_.activation_row_bytes(options_.weights, spec_.hidden_size);
+  const size_t bytes = RowBytes(weights_.lm_head);
   MatMul(weights_.lm_head, logit_activations_.data() + static_cast<size_t>(first) * bytes, count, out,
          static_cast<size_t>(spec_.vocab_size));
 }

@@ -1,5 +1,6 @@
 // The forward pass of a decoder-only transformer, written against LayerSpec: pre-norm, rotary positions, grouped-query
-// attention, SwiGLU, dense or routed by tables. All scratch memory is made once.
+// attention with or without norms of q and k, SwiGLU, dense or routed by tables or by a gate. All scratch memory is made
+// once.
 #pragma once
 
 #include <atomic>
@@ -51,7 +52,17 @@ class Transformer final : public Model {
   void Attention(const StepBatch& batch, KvCache& cache, int layer);
   // x += FFN(Norm x), dense or routed.
   void Ffn(int rows, int layer);
+  // norm_rows_ = Norm x, and the layer's part of the plan by the gate's scores of it.
+  void RouteByGate(int rows, int layer);
 
+  // One LayerRouter per sparse layer.
+  std::vector<LayerRouter> Routers() const;
+  kernels::ActivationForm FormOf(const kernels::PackedMatrix& w) const { return k_.activation_form(w.type); }
+  size_t RowBytes(const kernels::PackedMatrix& w) const { return k_.activation_row_bytes(FormOf(w), w.in_features); }
+  // Prepares one row for `w` and the matrices that share its input.
+  void Prepare(const kernels::PackedMatrix& w, const float* x, std::byte* out) const {
+    k_.prepare_activations(FormOf(w), x, 0, nullptr, 1, w.in_features, out);
+  }
   // y = a W^T, panels shared out over the threads.
   void MatMul(const kernels::PackedMatrix& w, const std::byte* activations, int rows, float* y, size_t y_stride);
   // Fills tasks_ with the panels of all groups, largest pieces that still keep every thread busy.
@@ -75,6 +86,8 @@ class Transformer final : public Model {
   size_t ffn_width_ = 0;        // the widest intermediate_size
   AlignedBuffer x_;             // [R, hidden_size] the residual stream
   AlignedBuffer activations_;   // [V] rows of prepared activations
+  AlignedBuffer norm_rows_;     // [R] rows of hidden_size as matmul reads fp32; gate-routed layers only
+  AlignedBuffer gate_scores_;   // [R, the largest num_experts]
   AlignedBuffer norm_;          // [threads, hidden_size]
   AlignedBuffer qkv_;           // [R, qkv_width]
   AlignedBuffer attention_;     // [R, attention_width]
@@ -85,6 +98,8 @@ class Transformer final : public Model {
   AlignedBuffer logit_activations_;  // [R] rows of prepared activations, kept between Forward and Logits
   std::vector<int32_t> row_chunk_;   // [R] index of the row's chunk
   std::vector<int32_t> row_position_;
+  std::vector<int32_t> chosen_experts_;  // [V]
+  std::vector<float> chosen_weights_;
   std::vector<FfnGroup> groups_;
   std::vector<MatMulTask> tasks_;
 

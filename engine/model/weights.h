@@ -10,6 +10,7 @@
 #include "engine/base/thread_pool.h"
 #include "engine/kernels/kernels.h"
 #include "engine/model/checkpoint.h"
+#include "engine/model/weight_mode.h"
 #include "engine/route/route_plan.h"
 
 namespace scion {
@@ -24,18 +25,24 @@ struct FfnWeights {
 struct LayerWeights {
   std::vector<float> input_norm;      // [hidden_size]
   std::vector<float> post_attn_norm;  // [hidden_size]
-  kernels::PackedMatrix qkv;          // [(num_heads + 2 * num_kv_heads) * head_dim, hidden_size]
-  kernels::PackedMatrix o;            // [hidden_size, num_heads * head_dim]
-  // One dense FFN, or the experts of all domains in the order of TableRouter's numbers.
+  std::vector<float> q_norm;          // [head_dim], empty without qk_norm
+  std::vector<float> k_norm;
+  // [(num_heads + 2 * num_kv_heads) * head_dim, hidden_size] in all: one matrix, or several one below the other where
+  // q, k and v are of different types. All read the same form of activations.
+  std::vector<kernels::PackedMatrix> qkv;
+  kernels::PackedMatrix o;     // [hidden_size, num_heads * head_dim]
+  kernels::PackedMatrix gate;  // kGate: [num_experts, hidden_size], fp32
+  // One dense FFN, or the experts of all domains in the order of TableRouter's numbers. All experts of a layer read the
+  // same form of activations.
   std::vector<FfnWeights> ffn;
 };
 
 struct Weights {
-  // embed_tokens [vocab_size, hidden_size] as on disk but bf16 or fp32: rows are looked up, not multiplied.
-  kernels::WeightType embedding_type;
+  // embed_tokens [vocab_size, hidden_size] as on disk: rows are looked up, not multiplied.
+  DType embedding_type;
   AlignedBuffer embedding;
   std::vector<LayerWeights> layers;
-  std::vector<TableRouter> routers;  // one per sparse layer, in order
+  std::vector<TableRouter> routers;  // one per table-routed layer, in order
   std::vector<float> final_norm;
   kernels::PackedMatrix lm_head;  // [vocab_size, hidden_size]
 
@@ -45,7 +52,9 @@ struct Weights {
   uint64_t bytes() const;
 };
 
-// Reads and packs tensor by tensor with bounded staging memory. Errors name file and tensor.
-absl::StatusOr<Weights> LoadWeights(const Checkpoint& checkpoint, kernels::WeightType type, ThreadPool& pool);
+// Reads and packs tensor by tensor with bounded staging memory. Errors name file and tensor. `kernels` says which
+// matrices can share prepared activations.
+absl::StatusOr<Weights> LoadWeights(const Checkpoint& checkpoint, WeightMode mode, const kernels::KernelTable& kernels,
+                                    ThreadPool& pool);
 
 }  // namespace scion

@@ -15,12 +15,12 @@ void TableRouter::SetDomain(int domain, std::vector<int32_t> table, std::vector<
   domains_[static_cast<size_t>(domain)] = {std::move(table), std::move(weights)};
 }
 
-RoutePlan::RoutePlan(std::vector<const TableRouter*> routers, int max_rows) {
+RoutePlan::RoutePlan(std::vector<LayerRouter> routers, int max_rows) {
   size_t max_visits = 0;
   size_t max_experts = 0;
-  for (const TableRouter* router : routers) {
-    const size_t visits = static_cast<size_t>(max_rows) * static_cast<size_t>(router->num_experts_per_tok());
-    const size_t experts = static_cast<size_t>(router->num_experts());
+  for (const LayerRouter& router : routers) {
+    const size_t visits = static_cast<size_t>(max_rows) * static_cast<size_t>(router.num_experts_per_tok);
+    const size_t experts = static_cast<size_t>(router.num_experts);
     Layer layer{.router = router, .experts = {}, .rows = {}, .entries = {}, .weights = {}, .route = {}};
     layer.experts.resize(std::min(visits, experts));
     layer.rows.resize(visits);
@@ -36,41 +36,53 @@ RoutePlan::RoutePlan(std::vector<const TableRouter*> routers, int max_rows) {
 
 void RoutePlan::Build(std::span<const int32_t> token_ids, std::span<const RouteChunk> chunks) {
   for (Layer& layer : layers_) {
-    const TableRouter& router = *layer.router;
-    const int k = router.num_experts_per_tok();
-    const size_t visits = token_ids.size() * static_cast<size_t>(k);
-
-    // Counting sort of the visits by expert; stable, so rows ascend within an expert.
-    std::fill_n(next_entry_.begin(), router.num_experts(), 0);
+    if (layer.router.table == nullptr) continue;
+    const TableRouter& table = *layer.router.table;
+    const int k = layer.router.num_experts_per_tok;
     for (const RouteChunk& chunk : chunks) {
       for (int row = chunk.row_begin; row < chunk.row_begin + chunk.num_rows; ++row) {
         for (int slot = 0; slot < k; ++slot) {
           const size_t visit = static_cast<size_t>(row) * static_cast<size_t>(k) + static_cast<size_t>(slot);
-          const int expert = router.Expert(chunk.domain, slot, token_ids[static_cast<size_t>(row)]);
-          expert_of_visit_[visit] = expert;
-          layer.weights[visit] = router.weight(chunk.domain, slot);
-          ++next_entry_[static_cast<size_t>(expert)];
+          expert_of_visit_[visit] = table.Expert(chunk.domain, slot, token_ids[static_cast<size_t>(row)]);
+          layer.weights[visit] = table.weight(chunk.domain, slot);
         }
       }
     }
-    size_t num_groups = 0;
-    int begin = 0;
-    for (int expert = 0; expert < router.num_experts(); ++expert) {
-      const int count = std::exchange(next_entry_[static_cast<size_t>(expert)], begin);
-      if (count == 0) continue;
-      layer.experts[num_groups++] = {expert, begin, begin + count};
-      begin += count;
-    }
-    for (size_t visit = 0; visit < visits; ++visit) {
-      const int32_t entry = next_entry_[static_cast<size_t>(expert_of_visit_[visit])]++;
-      layer.entries[visit] = entry;
-      layer.rows[static_cast<size_t>(entry)] = static_cast<int32_t>(visit / static_cast<size_t>(k));
-    }
-    layer.route = {.experts = {layer.experts.data(), num_groups},
-                   .rows = {layer.rows.data(), visits},
-                   .entries = {layer.entries.data(), visits},
-                   .weights = {layer.weights.data(), visits}};
+    SortVisits(layer, token_ids.size() * static_cast<size_t>(k));
   }
+}
+
+void RoutePlan::BuildGated(int sparse_layer, int rows, std::span<const int32_t> experts,
+                           std::span<const float> weights) {
+  Layer& layer = layers_[static_cast<size_t>(sparse_layer)];
+  const size_t visits = static_cast<size_t>(rows) * static_cast<size_t>(layer.router.num_experts_per_tok);
+  std::copy_n(experts.begin(), visits, expert_of_visit_.begin());
+  std::copy_n(weights.begin(), visits, layer.weights.begin());
+  SortVisits(layer, visits);
+}
+
+// A counting sort; stable, so rows ascend within an expert.
+void RoutePlan::SortVisits(Layer& layer, size_t visits) {
+  std::fill_n(next_entry_.begin(), layer.router.num_experts, 0);
+  for (size_t visit = 0; visit < visits; ++visit) ++next_entry_[static_cast<size_t>(expert_of_visit_[visit])];
+  size_t num_groups = 0;
+  int begin = 0;
+  for (int expert = 0; expert < layer.router.num_experts; ++expert) {
+    const int count = std::exchange(next_entry_[static_cast<size_t>(expert)], begin);
+    if (count == 0) continue;
+    layer.experts[num_groups++] = {expert, begin, begin + count};
+    begin += count;
+  }
+  const size_t k = static_cast<size_t>(layer.router.num_experts_per_tok);
+  for (size_t visit = 0; visit < visits; ++visit) {
+    const int32_t entry = next_entry_[static_cast<size_t>(expert_of_visit_[visit])]++;
+    layer.entries[visit] = entry;
+    layer.rows[static_cast<size_t>(entry)] = static_cast<int32_t>(visit / k);
+  }
+  layer.route = {.experts = {layer.experts.data(), num_groups},
+                 .rows = {layer.rows.data(), visits},
+                 .entries = {layer.entries.data(), visits},
+                 .weights = {layer.weights.data(), visits}};
 }
 
 }  // namespace scion

@@ -67,13 +67,22 @@ struct LayerRoute {
   std::span<const float> weights;       // [rows, k] weight of each visit, in slot order
 };
 
+// How one sparse layer chooses.
+struct LayerRouter {
+  const TableRouter* table = nullptr;  // null: a gate, whose choices come when the layer runs
+  int num_experts = 0;
+  int num_experts_per_tok = 1;
+};
+
 class RoutePlan {
  public:
-  // routers: one per sparse layer, they must outlive the plan. Allocates all that Build will need.
-  RoutePlan(std::vector<const TableRouter*> routers, int max_rows);
+  // routers: one per sparse layer; their tables must outlive the plan. Allocates all that a step will need.
+  RoutePlan(std::vector<LayerRouter> routers, int max_rows);
 
-  // token_ids [rows], chunks cover them. Never allocates.
+  // Plans all table-routed layers. token_ids [rows], chunks cover them. Never allocates.
   void Build(std::span<const int32_t> token_ids, std::span<const RouteChunk> chunks);
+  // Plans one gate-routed layer. experts, weights: [rows, k] of what the gate chose, in slot order. Never allocates.
+  void BuildGated(int sparse_layer, int rows, std::span<const int32_t> experts, std::span<const float> weights);
 
   int num_layers() const { return static_cast<int>(layers_.size()); }
   // sparse_layer: index among the sparse layers.
@@ -81,13 +90,16 @@ class RoutePlan {
 
  private:
   struct Layer {
-    const TableRouter* router;
+    LayerRouter router;
     std::vector<ExpertRows> experts;
     std::vector<int32_t> rows;
     std::vector<int32_t> entries;
     std::vector<float> weights;
     LayerRoute route;
   };
+  // Sorts expert_of_visit_[0 .. visits) into the layer's route; its weights are there.
+  void SortVisits(Layer& layer, size_t visits);
+
   std::vector<Layer> layers_;
   std::vector<int32_t> expert_of_visit_;
   std::vector<int32_t> next_entry_;

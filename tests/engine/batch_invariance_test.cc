@@ -79,7 +79,7 @@ std::vector<Kernels> AllKernels() {
   return all;
 }
 
-Loaded LoadModel(const Checkpoint& checkpoint, const Kernels& kernels, kernels::WeightType weights, int threads,
+Loaded LoadModel(const Checkpoint& checkpoint, const Kernels& kernels, WeightMode weights, int threads,
                  int max_step_rows, int num_blocks) {
   Loaded l;
   l.pool = std::make_unique<ThreadPool>(threads);
@@ -88,7 +88,7 @@ Loaded LoadModel(const Checkpoint& checkpoint, const Kernels& kernels, kernels::
                    {.tier = kernels.table->tier,
                     .kernels = kernels.table,
                     .weights = weights,
-                    .kv_type = weights == kernels::WeightType::kF32 ? kernels::KvType::kF32 : kernels::KvType::kBF16,
+                    .kv_type = weights == WeightMode::kF32 ? kernels::KvType::kF32 : kernels::KvType::kBF16,
                     .max_step_rows = max_step_rows,
                     .max_logit_rows = 16},
                    *l.pool);
@@ -223,7 +223,7 @@ void ExpectSameBits(const std::vector<Outcome>& got, const std::vector<Outcome>&
   }
 }
 
-class BatchInvarianceTest : public testing::TestWithParam<std::tuple<Kernels, kernels::WeightType>> {};
+class BatchInvarianceTest : public testing::TestWithParam<std::tuple<Kernels, WeightMode>> {};
 
 TEST_P(BatchInvarianceTest, LogitsHaveTheSameBitsAloneAndInCompany) {
   const auto& [kernels, weights] = GetParam();
@@ -277,10 +277,10 @@ TEST_P(BatchInvarianceTest, ASequenceThatGaveWayComesOutTheSame) {
 
 INSTANTIATE_TEST_SUITE_P(Tiers, BatchInvarianceTest,
                          testing::Combine(testing::ValuesIn(AllKernels()),
-                                          testing::Values(kernels::WeightType::kBF16, kernels::WeightType::kF32)),
+                                          testing::Values(WeightMode::kBF16, WeightMode::kF32)),
                          [](const auto& info) {
                            return std::get<0>(info.param).name +
-                                  (std::get<1>(info.param) == kernels::WeightType::kBF16 ? "Bf16" : "Fp32");
+                                  (std::get<1>(info.param) == WeightMode::kBF16 ? "Bf16" : "Fp32");
                          });
 
 }  // namespace

@@ -22,7 +22,6 @@
 namespace scion {
 namespace {
 
-using kernels::WeightType;
 
 const std::filesystem::path kSource = SCION_SOURCE_DIR;
 constexpr double kFp32Bound = 1e-4;  // of the largest |logit|
@@ -90,13 +89,13 @@ int32_t Argmax(std::span<const float> logits) {
 }
 
 struct Loaded {
-  Loaded(const Checkpoint& checkpoint, const Kernels& kernels, WeightType weights)
+  Loaded(const Checkpoint& checkpoint, const Kernels& kernels, WeightMode weights)
       : pool(2),
         model(*Model::Load(checkpoint,
                            {.tier = kernels.table->tier,
                             .kernels = kernels.table,
                             .weights = weights,
-                            .kv_type = weights == WeightType::kF32 ? kernels::KvType::kF32 : kernels::KvType::kBF16},
+                            .kv_type = weights == WeightMode::kF32 ? kernels::KvType::kF32 : kernels::KvType::kBF16},
                            pool)),
         cache(*KvCache::Create(model->KvPlanes(), kernels::kKvBlockTokens, 16)) {}
 
@@ -121,7 +120,7 @@ const TinyCase kTinyCases[] = {{"one_expert", {"alpha", "beta"}},
 constexpr size_t kTinyPromptTokens = 24;
 
 template <typename Check>  // check(position, expected logits, got logits, generated token or nothing)
-void ForTinyModels(const Kernels& kernels, WeightType weights, Check check) {
+void ForTinyModels(const Kernels& kernels, WeightMode weights, Check check) {
   for (const TinyCase& c : kTinyCases) {
     absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
         Checkpoint::Open(kSource / "tests/golden/models" / c.model);
@@ -151,7 +150,7 @@ void ForTinyModels(const Kernels& kernels, WeightType weights, Check check) {
 TEST_P(ReferenceTest, TinyModelsInFp32HaveTheLogitsAndGreedyTokensOfTransformersAndPyTorch) {
   double worst = 0;
   ForTinyModels(
-      GetParam(), WeightType::kF32,
+      GetParam(), WeightMode::kF32,
       [&](size_t p, std::span<const float> expected, std::span<const float> got, std::optional<int32_t> generated) {
         double max = 0, difference = 0;
         for (size_t i = 0; i < expected.size(); ++i) {
@@ -170,7 +169,7 @@ TEST_P(ReferenceTest, TinyModelsInFp32HaveTheLogitsAndGreedyTokensOfTransformers
 TEST_P(ReferenceTest, TinyModelsInBf16AreCloseToTransformersAndPyTorch) {
   double sum = 0;
   int count = 0;
-  ForTinyModels(GetParam(), WeightType::kBF16,
+  ForTinyModels(GetParam(), WeightMode::kBF16,
                 [&](size_t p, std::span<const float> expected, std::span<const float> got, std::optional<int32_t>) {
                   sum += Kl(expected, got);
                   ++count;
@@ -219,7 +218,7 @@ struct DemoStats {
 };
 
 // Runs every sequence teacher-forced and compares each position with what the reference says of it.
-void CompareDemo(const Kernels& kernels, WeightType weights, const std::string& domain, DemoStats& stats) {
+void CompareDemo(const Kernels& kernels, WeightMode weights, const std::string& domain, DemoStats& stats) {
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(kSource / "deploy/demo");
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   Loaded l(**checkpoint, kernels, weights);
@@ -242,7 +241,7 @@ void CompareDemo(const Kernels& kernels, WeightType weights, const std::string& 
   const auto full_logits = golden.file.Get<float>("logits");
   const auto prompt_tokens = golden.file.Get<int32_t>("prompt_tokens");
   ASSERT_EQ(prompt_tokens.size(), 20u);
-  const bool fp32 = weights == WeightType::kF32;
+  const bool fp32 = weights == WeightMode::kF32;
   const int index = *l.model->spec().FindDomain(domain);
 
   size_t begin = 0, next_hidden = 0, next_logits = 0;
@@ -293,7 +292,7 @@ void CompareDemo(const Kernels& kernels, WeightType weights, const std::string& 
 TEST_P(ReferenceTest, TheDemoInFp32HasTheLogitsAndGreedyTokensOfPyTorch) {
   for (const char* domain : {"zh", "en", "cpp", "python"}) {
     DemoStats stats;
-    CompareDemo(GetParam(), WeightType::kF32, domain, stats);
+    CompareDemo(GetParam(), WeightMode::kF32, domain, stats);
     EXPECT_LE(stats.worst, kFp32Bound) << domain;
     EXPECT_GT(stats.kl_count, 20 * 16) << domain;
     std::printf("%s %-6s fp32: largest difference %.1e of max|logit| over %d full rows\n", GetParam().name.c_str(),
@@ -304,7 +303,7 @@ TEST_P(ReferenceTest, TheDemoInFp32HasTheLogitsAndGreedyTokensOfPyTorch) {
 TEST_P(ReferenceTest, TheDemoInBf16IsCloseToPyTorch) {
   for (const char* domain : {"zh", "en", "cpp", "python"}) {
     DemoStats stats;
-    CompareDemo(GetParam(), WeightType::kBF16, domain, stats);
+    CompareDemo(GetParam(), WeightMode::kBF16, domain, stats);
     ASSERT_GT(stats.kl_count, 0);
     EXPECT_LE(stats.kl_sum / stats.kl_count, kBf16MeanKl) << domain;
     EXPECT_GT(stats.sure_positions, 20 * 32) << domain;

@@ -21,7 +21,7 @@ using ::testing::HasSubstr;
 
 // What ModelUnderTest's logits look like as bytes, without any code of extract/.
 std::string LogitBytes(const fs::path& directory, const std::string& domain, kernels::Tier tier,
-                       kernels::WeightType weights) {
+                       WeightMode weights) {
   ThreadPool pool(2);
   const auto checkpoint = Checkpoint::Open(directory);
   ModelOptions options;
@@ -92,12 +92,12 @@ TEST_F(VerifyTest, SliceHasTheSameBitsAsTheWhole) {
   for (const TinyModelOptions& shape : ModelShapes()) {
     fs::remove_all(model());
     WriteModel(shape);
-    std::map<std::pair<kernels::Tier, kernels::WeightType>, std::set<std::string>> seen;
+    std::map<std::pair<kernels::Tier, WeightMode>, std::set<std::string>> seen;
     for (const TinyDomain& domain : shape.domains) {
       fs::remove_all(cut());
       ASSERT_TRUE(Cut(model(), {domain.name}, cut()).ok());
       for (const kernels::Tier tier : kernels::SupportedTiers()) {
-        for (const auto weights : {kernels::WeightType::kBF16, kernels::WeightType::kF32}) {
+        for (const auto weights : {WeightMode::kBF16, WeightMode::kF32}) {
           const std::string whole = LogitBytes(model(), domain.name, tier, weights);
           EXPECT_EQ(whole.size(), 97u * 97u * sizeof(float));
           EXPECT_TRUE(whole == LogitBytes(cut(), domain.name, tier, weights)) << domain.name;
