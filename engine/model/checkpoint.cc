@@ -2,50 +2,79 @@
 
 #include <bit>
 #include <cstring>
+#include <system_error>
 #include <utility>
 
 #include "engine/base/status.h"
+#include "engine/model/gguf.h"
+#include "engine/model/gguf_spec.h"
+#include "engine/model/gguf_tensors.h"
+#include "engine/model/gguf_tokenizer.h"
 #include "engine/model/model_files.h"
 #include "engine/model/tensor_check.h"
 
 namespace scion {
 
-static_assert(std::endian::native == std::endian::little, "safetensors data is little-endian and read as it is");
+static_assert(std::endian::native == std::endian::little, "tensor data is little-endian and read as it is");
 
-absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::filesystem::path& directory) {
-  SCION_ASSIGN_OR_RETURN(const std::filesystem::path root, ResolveDirectory(directory));
-  SCION_ASSIGN_OR_RETURN(ModelFiles model_files, FindModelFiles(root));
+absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::filesystem::path& path) {
   auto checkpoint = std::make_unique<Checkpoint>();
-  checkpoint->directory_ = directory;
-  checkpoint->spec_ = std::move(model_files.spec);
-  checkpoint->lock_ = std::move(model_files.lock);
-  for (DataFileName& name : model_files.data) {
-    absl::StatusOr<ReadOnlyFile> file = OpenInside(root, name.path);
-    if (!file.ok()) return file.status();
-    if (const LockFile* lock = checkpoint->lock()) {
-      const uint64_t expected = lock->files.at(name.path).size;
-      if (file->size() != expected) {
-        return absl::DataLossError(
-            absl::StrCat(name.path, ": ", file->size(), " bytes, but ", ToAbsl(kLockFileName), " says ", expected));
-      }
+  checkpoint->directory_ = path;
+  std::error_code error;
+  if (std::filesystem::is_regular_file(path, error)) {
+    SCION_ASSIGN_OR_RETURN(ReadOnlyFile file, ReadOnlyFile::Open(path));
+    SCION_ASSIGN_OR_RETURN(checkpoint->is_gguf_, HasGgufMagic(file));
+    if (!checkpoint->is_gguf_) {
+      return absl::InvalidArgumentError(absl::StrCat("open: ", path.string(), ": not a directory, nor a GGUF file"));
     }
-    checkpoint->files_.push_back({std::move(name.path), name.domain, name.generation, *std::move(file)});
-    SCION_RETURN_IF_ERROR(checkpoint->AddTensorsOfLastFile());
-  }
-  for (const auto& [tensor, path] : model_files.weight_map) {
-    absl::StatusOr<const TensorInfo*> found = checkpoint->Find(tensor);
-    if (!found.ok() || checkpoint->FileOf(**found).path != path) {
-      return absl::DataLossError(
-          absl::StrCat(path, ": tensor ", Quoted(tensor), " is not there, but ", ToAbsl(kIndexFileName), " says so"));
-    }
+    SCION_RETURN_IF_ERROR(checkpoint->OpenGguf(std::move(file)));
+  } else {
+    SCION_ASSIGN_OR_RETURN(const std::filesystem::path root, ResolveDirectory(path));
+    SCION_RETURN_IF_ERROR(checkpoint->OpenDirectory(root));
   }
   SCION_RETURN_IF_ERROR(CheckTensors(*checkpoint));
   return checkpoint;
 }
 
-absl::Status Checkpoint::AddTensorsOfLastFile() {
+absl::Status Checkpoint::OpenDirectory(const std::filesystem::path& root) {
+  SCION_ASSIGN_OR_RETURN(ModelFiles model_files, FindModelFiles(root));
+  spec_ = std::move(model_files.spec);
+  lock_ = std::move(model_files.lock);
+  for (DataFileName& name : model_files.data) {
+    SCION_ASSIGN_OR_RETURN(ReadOnlyFile file, OpenInside(root, name.path));
+    if (lock_.has_value()) {
+      const uint64_t expected = lock_->files.at(name.path).size;
+      if (file.size() != expected) {
+        return absl::DataLossError(
+            absl::StrCat(name.path, ": ", file.size(), " bytes, but ", ToAbsl(kLockFileName), " says ", expected));
+      }
+    }
+    SCION_ASSIGN_OR_RETURN(std::vector<TensorInfo> tensors, ReadSafetensorsHeader(file, name.path));
+    files_.push_back({std::move(name.path), name.domain, name.generation, std::move(file)});
+    SCION_RETURN_IF_ERROR(AddTensors(std::move(tensors)));
+  }
+  for (const auto& [tensor, path] : model_files.weight_map) {
+    absl::StatusOr<const TensorInfo*> found = Find(tensor);
+    if (!found.ok() || FileOf(**found).path != path) {
+      return absl::DataLossError(
+          absl::StrCat(path, ": tensor ", Quoted(tensor), " is not there, but ", ToAbsl(kIndexFileName), " says so"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Checkpoint::OpenGguf(ReadOnlyFile file) {
+  const std::string name = file.path().filename().string();
+  SCION_ASSIGN_OR_RETURN(GgufHeader header, ReadGgufHeader(file, name));
+  SCION_ASSIGN_OR_RETURN(spec_, ParseGgufSpec(header));
+  SCION_ASSIGN_OR_RETURN(vocabulary_, ReadGgufVocabulary(file, header.metadata));
+  SCION_ASSIGN_OR_RETURN(std::vector<TensorInfo> tensors, NameGgufTensors(std::move(header), spec_));
+  files_.push_back({name, std::nullopt, 1, std::move(file)});
+  return AddTensors(std::move(tensors));
+}
+
+absl::Status Checkpoint::AddTensors(std::vector<TensorInfo> tensors) {
   const CheckpointFile& file = files_.back();
-  SCION_ASSIGN_OR_RETURN(std::vector<TensorInfo> tensors, ReadSafetensorsHeader(file.file, file.path));
   if (tensors_.size() + tensors.size() > kMaxTensors) {
     return absl::ResourceExhaustedError(absl::StrCat(file.path, ": more than ", kMaxTensors, " tensors in all files"));
   }
@@ -53,8 +82,10 @@ absl::Status Checkpoint::AddTensorsOfLastFile() {
     tensor.file = static_cast<int>(files_.size()) - 1;
     const auto [other, is_new] = by_name_.emplace(tensor.name, static_cast<int>(tensors_.size()));
     if (!is_new) {
-      return absl::DataLossError(absl::StrCat(file.path, ": tensor ", Quoted(tensor.name), ": is in ",
-                                              FileOf(tensors_[static_cast<size_t>(other->second)]).path, " too"));
+      const CheckpointFile& other_file = FileOf(tensors_[static_cast<size_t>(other->second)]);
+      return absl::DataLossError(
+          absl::StrCat(file.path, ": tensor ", Quoted(tensor.name), ": ",
+                       &other_file == &file ? "comes twice" : absl::StrCat("is in ", other_file.path, " too")));
     }
     tensors_.push_back(std::move(tensor));
   }
@@ -115,6 +146,12 @@ std::string TrunkTensorName(int layer, std::string_view rest) {
 std::string ExpertTensorName(int layer, std::string_view domain, int expert, std::string_view projection) {
   return absl::StrCat("model.layers.", layer, ".mlp.domains.", ToAbsl(domain), ".experts.", expert, ".",
                       ToAbsl(projection), "_proj.weight");
+}
+
+std::string GateTensorName(int layer) { return TrunkTensorName(layer, "mlp.gate.weight"); }
+
+std::string GateRoutedExpertTensorName(int layer, int expert, std::string_view projection) {
+  return absl::StrCat("model.layers.", layer, ".mlp.experts.", expert, ".", ToAbsl(projection), "_proj.weight");
 }
 
 std::string RouteTensorName(int layer, std::string_view domain) {

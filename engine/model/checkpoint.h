@@ -1,5 +1,5 @@
-// A model directory, opened and checked, not yet loaded: names, shapes and places of all tensors, read through
-// ReadOnlyFile. The directory is hostile until proven otherwise: every extent is checked against the file's size before
+// A model directory or GGUF file, opened and checked, not yet loaded: names, shapes and places of all tensors, read
+// through ReadOnlyFile. Both are hostile until proven otherwise: every extent is checked against the file's size before
 // anything is allocated, links that lead out of the directory are refused, and each error names file and tensor.
 #pragma once
 
@@ -20,11 +20,13 @@
 #include "engine/model/lock_file.h"
 #include "engine/model/model_spec.h"
 #include "engine/model/safetensors.h"
+#include "engine/text/gguf_vocabulary.h"
 
 namespace scion {
 
 struct CheckpointFile {
-  std::string path;           // relative to the directory, as in the index and the lock: "domains/code.safetensors"
+  std::string path;           // relative to the directory, as in the index and the lock: "domains/code.safetensors";
+                              // a GGUF file's own name
   std::optional<int> domain;  // index into spec().domains; nothing for the trunk
   uint64_t generation = 1;    // from the lock, else from the name: "code.g2.safetensors"
   ReadOnlyFile file;
@@ -36,14 +38,20 @@ class Checkpoint {
   // which files are meant), else the index, else trunk.safetensors (or model.safetensors) and one
   // domains/{name}.safetensors for each domain; then every tensor that the spec asks for: present, in the right file,
   // of the right shape and dtype. Every entry of the route tables is read and checked against the group's number of
-  // experts. Tensors that the spec does not ask for are ignored in the trunk and refused in a domain. Needs no more
-  // memory than the files' size plus 128 MiB, whatever they claim. NotFound: no such directory or file.
-  // PermissionDenied: a file that may not be read. InvalidArgument: a config that makes no sense, a path that leads
-  // outside, something that is not a regular file. DataLoss: a damaged file. Unimplemented: a model that this build
-  // can't run. ResourceExhausted: more text or tensors than the limits allow.
-  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::filesystem::path& directory);
+  // experts. Tensors that the spec does not ask for are ignored in the trunk and refused in a domain.
+  // A GGUF file, or a link to one: one file that belongs to the trunk, whose metadata are spec and vocabulary; tensors
+  // have the names of a directory's, a gate-routed expert is one by itself; one that the spec does not ask for is
+  // refused. Needs no more memory than the files' size plus 128 MiB, whatever they claim. NotFound: no such directory
+  // or file. PermissionDenied: a file that may not be read. InvalidArgument: a config that makes no sense, a path that
+  // leads outside, something that is neither a directory nor, in its place, a regular file. DataLoss: a damaged file.
+  // Unimplemented: a model that this build can't run. ResourceExhausted: more text or tensors than the limits allow.
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::filesystem::path& path);
 
+  // What was opened: a directory, or a GGUF file.
   const std::filesystem::path& directory() const { return directory_; }
+  bool is_gguf() const { return is_gguf_; }
+  // The tokenizer of a GGUF file; null for a directory, and for a file without one.
+  const GgufVocabulary* vocabulary() const { return vocabulary_.has_value() ? &*vocabulary_ : nullptr; }
   const ModelSpec& spec() const { return spec_; }
   // The lock, if the directory has one.
   const LockFile* lock() const { return lock_.has_value() ? &*lock_ : nullptr; }
@@ -63,9 +71,14 @@ class Checkpoint {
   absl::StatusOr<std::vector<int32_t>> ReadInt32(const TensorInfo& tensor) const;
 
  private:
-  absl::Status AddTensorsOfLastFile();
+  absl::Status OpenDirectory(const std::filesystem::path& root);
+  absl::Status OpenGguf(ReadOnlyFile file);
+  // Of the last file; `file` is not yet set.
+  absl::Status AddTensors(std::vector<TensorInfo> tensors);
 
   std::filesystem::path directory_;
+  bool is_gguf_ = false;
+  std::optional<GgufVocabulary> vocabulary_;
   ModelSpec spec_;
   std::optional<LockFile> lock_;
   std::vector<CheckpointFile> files_;
@@ -77,6 +90,8 @@ class Checkpoint {
 std::string TrunkTensorName(int layer, std::string_view rest);  // "model.layers.{l}.{rest}"
 // projection: "gate", "up" or "down"
 std::string ExpertTensorName(int layer, std::string_view domain, int expert, std::string_view projection);
+std::string GateTensorName(int layer);  // [experts, hidden_size]
+std::string GateRoutedExpertTensorName(int layer, int expert, std::string_view projection);
 std::string RouteTensorName(int layer, std::string_view domain);
 std::string RouteWeightTensorName(int layer, std::string_view domain);
 

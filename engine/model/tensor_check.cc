@@ -35,9 +35,13 @@ class TensorChecker {
     SCION_RETURN_IF_ERROR(CheckOwners());
     SCION_RETURN_IF_ERROR(CheckTrunk());
     for (int layer : spec_.SparseLayers()) {
+      if (spec_.layers[static_cast<size_t>(layer)].ffn.router == RouterKind::kGate) {
+        SCION_RETURN_IF_ERROR(CheckGateRouted(layer));
+        continue;
+      }
       for (size_t d = 0; d < spec_.domains.size(); ++d) SCION_RETURN_IF_ERROR(CheckGroup(layer, static_cast<int>(d)));
     }
-    return RefuseUnusedDomainTensors();
+    return RefuseUnusedTensors();
   }
 
  private:
@@ -88,34 +92,44 @@ class TensorChecker {
     const TensorInfo& tensor = **found;
     used_[static_cast<size_t>(&tensor - checkpoint_.tensors().data())] = true;
     if (tensor.shape != shape) {
-      return Error(tensor,
-                   absl::StrCat("shape ", ShapeText(tensor.shape), ", but config.json asks for ", ShapeText(shape)));
+      return Error(tensor, absl::StrCat("shape ", ShapeText(tensor.shape), ", but ", ToAbsl(spec_source_), " asks for ",
+                                        ShapeText(shape)));
     }
     return &tensor;
   }
 
   absl::Status RequireFloats(const std::string& name, const std::vector<int64_t>& shape, std::optional<int> domain) {
     SCION_ASSIGN_OR_RETURN(const TensorInfo* tensor, Require(name, shape, domain));
-    if (tensor->dtype == DType::kF32 || tensor->dtype == DType::kF16 || tensor->dtype == DType::kBF16)
+    return CheckFloats(*tensor);
+  }
+
+  absl::Status CheckFloats(const TensorInfo& tensor) const {
+    if (tensor.dtype == DType::kF32 || tensor.dtype == DType::kF16 || tensor.dtype == DType::kBF16)
       return absl::OkStatus();
-    return Error(*tensor, absl::StrCat("dtype ", ToAbsl(DTypeName(tensor->dtype)), ", but F32, F16 or BF16 is needed"));
+    return Error(tensor, absl::StrCat("dtype ", ToAbsl(DTypeName(tensor.dtype)), ", but F32, F16 or BF16 is needed"));
+  }
+
+  // Floats, or blocks of quantised weights.
+  absl::Status RequireMatrix(const std::string& name, const std::vector<int64_t>& shape, std::optional<int> domain) {
+    SCION_ASSIGN_OR_RETURN(const TensorInfo* tensor, Require(name, shape, domain));
+    return IsQuantized(tensor->dtype) ? absl::OkStatus() : CheckFloats(*tensor);
   }
 
   // gate, up [intermediate_size, hidden_size]; down [hidden_size, intermediate_size]
   absl::Status CheckFfn(absl::FunctionRef<std::string(std::string_view projection)> name, int64_t intermediate_size,
                         std::optional<int> domain) {
     const int64_t hidden = spec_.hidden_size;
-    SCION_RETURN_IF_ERROR(RequireFloats(name("gate"), {intermediate_size, hidden}, domain));
-    SCION_RETURN_IF_ERROR(RequireFloats(name("up"), {intermediate_size, hidden}, domain));
-    return RequireFloats(name("down"), {hidden, intermediate_size}, domain);
+    SCION_RETURN_IF_ERROR(RequireMatrix(name("gate"), {intermediate_size, hidden}, domain));
+    SCION_RETURN_IF_ERROR(RequireMatrix(name("up"), {intermediate_size, hidden}, domain));
+    return RequireMatrix(name("down"), {hidden, intermediate_size}, domain);
   }
 
   absl::Status CheckTrunk() {
     const int64_t hidden = spec_.hidden_size;
-    SCION_RETURN_IF_ERROR(RequireFloats("model.embed_tokens.weight", {spec_.vocab_size, hidden}, std::nullopt));
+    SCION_RETURN_IF_ERROR(RequireMatrix("model.embed_tokens.weight", {spec_.vocab_size, hidden}, std::nullopt));
     SCION_RETURN_IF_ERROR(RequireFloats("model.norm.weight", {hidden}, std::nullopt));
     if (!spec_.tie_word_embeddings) {
-      SCION_RETURN_IF_ERROR(RequireFloats("lm_head.weight", {spec_.vocab_size, hidden}, std::nullopt));
+      SCION_RETURN_IF_ERROR(RequireMatrix("lm_head.weight", {spec_.vocab_size, hidden}, std::nullopt));
     }
     for (size_t l = 0; l < spec_.layers.size(); ++l) {
       const LayerSpec& layer = spec_.layers[l];
@@ -124,16 +138,32 @@ class TensorChecker {
       const int64_t kv_rows = int64_t{layer.attention.num_kv_heads} * layer.attention.head_dim;
       SCION_RETURN_IF_ERROR(RequireFloats(prefix + "input_layernorm.weight", {hidden}, std::nullopt));
       SCION_RETURN_IF_ERROR(RequireFloats(prefix + "post_attention_layernorm.weight", {hidden}, std::nullopt));
-      SCION_RETURN_IF_ERROR(RequireFloats(prefix + "self_attn.q_proj.weight", {q_rows, hidden}, std::nullopt));
-      SCION_RETURN_IF_ERROR(RequireFloats(prefix + "self_attn.k_proj.weight", {kv_rows, hidden}, std::nullopt));
-      SCION_RETURN_IF_ERROR(RequireFloats(prefix + "self_attn.v_proj.weight", {kv_rows, hidden}, std::nullopt));
-      SCION_RETURN_IF_ERROR(RequireFloats(prefix + "self_attn.o_proj.weight", {hidden, q_rows}, std::nullopt));
+      SCION_RETURN_IF_ERROR(RequireMatrix(prefix + "self_attn.q_proj.weight", {q_rows, hidden}, std::nullopt));
+      SCION_RETURN_IF_ERROR(RequireMatrix(prefix + "self_attn.k_proj.weight", {kv_rows, hidden}, std::nullopt));
+      SCION_RETURN_IF_ERROR(RequireMatrix(prefix + "self_attn.v_proj.weight", {kv_rows, hidden}, std::nullopt));
+      SCION_RETURN_IF_ERROR(RequireMatrix(prefix + "self_attn.o_proj.weight", {hidden, q_rows}, std::nullopt));
+      if (layer.attention.qk_norm) {
+        const int64_t head_dim = layer.attention.head_dim;
+        SCION_RETURN_IF_ERROR(RequireFloats(prefix + "self_attn.q_norm.weight", {head_dim}, std::nullopt));
+        SCION_RETURN_IF_ERROR(RequireFloats(prefix + "self_attn.k_norm.weight", {head_dim}, std::nullopt));
+      }
       if (layer.ffn.router == RouterKind::kNone) {
         const auto name = [&](std::string_view projection) {
           return absl::StrCat(prefix, "mlp.", ToAbsl(projection), "_proj.weight");
         };
         SCION_RETURN_IF_ERROR(CheckFfn(name, layer.ffn.intermediate_size, std::nullopt));
       }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckGateRouted(int layer) {
+    const int num_experts = spec_.domains[0].num_experts;
+    SCION_RETURN_IF_ERROR(RequireFloats(GateTensorName(layer), {num_experts, spec_.hidden_size}, std::nullopt));
+    for (int e = 0; e < num_experts; ++e) {
+      const auto name = [&](std::string_view projection) { return GateRoutedExpertTensorName(layer, e, projection); };
+      SCION_RETURN_IF_ERROR(
+          CheckFfn(name, spec_.layers[static_cast<size_t>(layer)].ffn.intermediate_size, std::nullopt));
     }
     return absl::OkStatus();
   }
@@ -179,9 +209,15 @@ class TensorChecker {
     return absl::OkStatus();
   }
 
-  absl::Status RefuseUnusedDomainTensors() const {
+  absl::Status RefuseUnusedTensors() const {
     for (size_t t = 0; t < used_.size(); ++t) {
       const TensorInfo& tensor = checkpoint_.tensors()[t];
+      // A GGUF file holds what the model needs: whatever else is there would change what it computes.
+      if (!used_[t] && checkpoint_.is_gguf()) {
+        return absl::UnimplementedError(absl::StrCat(FileOf(tensor), ": tensor ", Quoted(tensor.name),
+                                                     ": a model of type ", Quoted(spec_.model_type),
+                                                     " as the metadata describe it has no use for it"));
+      }
       if (!used_[t] && checkpoint_.files()[static_cast<size_t>(tensor.file)].domain.has_value()) {
         return Error(tensor, "config.json does not ask for it");
       }
@@ -191,6 +227,7 @@ class TensorChecker {
 
   const Checkpoint& checkpoint_;
   const ModelSpec& spec_;
+  const std::string_view spec_source_ = checkpoint_.is_gguf() ? "the metadata" : "config.json";
   std::vector<bool> used_;  // per tensor of the checkpoint
   std::vector<int32_t> entries_ = std::vector<int32_t>(16384);
 };
