@@ -7,9 +7,7 @@
 #include "extract/verify.h"
 
 namespace scion {
-namespace {
-
-}  // namespace
+namespace {}  // namespace
 
 Json CertificateJson(const VerifyOptions& options, const VerifyReport& report) {
   Json differences = Json::array();

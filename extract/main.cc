@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -161,8 +162,10 @@ void AddVerifyOptions(CLI::App& app, Arguments& args) {
   app.add_option("--certificate", args.certificate, "where to write it; default: CUT.certificate.json")
       ->type_name("FILE");
   app.add_flag("--no-certificate", args.no_certificate, "write none");
-  app.add_option("--weights", args.weights, "weights in memory while comparing logits; default: bf16")
-      ->check(CLI::IsMember({"bf16", "f32"}));
+  std::set<std::string> modes;
+  for (WeightMode mode : kAllWeightModes) modes.emplace(WeightModeName(mode));
+  app.add_option("--weights", args.weights, "weights in memory while comparing logits; default: as-is")
+      ->check(CLI::IsMember(modes));
   app.add_option("--threads", args.threads, "default: all processors")->check(CLI::Range(1, 1024));
 }
 

@@ -1,9 +1,10 @@
-// RoPE, the write into the KV cache, and attention of one token. Included after a simd_*.h; see there.
+// RoPE, the write into the KV cache, and attention of a few tokens of one sequence. Included after a simd_*.h; see
+// there.
 //
 // Attention walks over the tiles of kKvBlockTokens tokens with an online softmax. All that an answer depends on is the
 // position and the cached bytes of positions up to it: a score is one accumulator over d ascending, the values are
 // added token by token, a token beyond the position has the weight exp(-inf) = 0 in the softmax's sum, and its value is
-// not read.
+// not read. Tokens and heads that share keys go through a tile together, which changes nothing of that.
 #pragma once
 
 #include "engine/kernels/kernels.h"
@@ -11,6 +12,8 @@
 
 namespace scion::kernels {
 namespace {
+
+constexpr int kMaxAttendHeadDim = 256;
 
 struct Bf16Kv {
   using Element = uint16_t;
@@ -111,72 +114,119 @@ SCION_KERNEL void AddValues(const typename Kv::Element* v, int head_dim, int tok
   }
 }
 
-template <class Kv, int kHeads>
-inline void AttendHeads(const KvPlanes& planes, const int32_t* block_table, int position, int kv_head, const float* q,
-                        float scale, float* out) {
+// Queries that go through the tiles together: [n, head_dim] each of q and out, and their softmax so far.
+struct Queries {
+  alignas(64) float q[kAttendHeads * kMaxAttendHeadDim];
+  alignas(64) float out[kAttendHeads * kMaxAttendHeadDim];  // not yet divided by sum
+  float largest[kAttendHeads];
+  float sum[kAttendHeads];
+};
+
+// One tile of keys and values, of which all queries [first, first + kCount) see the first `tokens`.
+template <class Kv, int kCount>
+inline void AttendTile(const typename Kv::Element* k, const typename Kv::Element* v, int head_dim, int tokens,
+                       float scale, int first, Queries& queries) {
+  constexpr int kLines = 16 / kCount < 4 ? (kCount > 8 ? 1 : 16 / kCount) : 4;
+  const float* q = queries.q + first * head_dim;
+  float* out = queries.out + first * head_dim;
+  const F32x16 minus_infinity = Set1(-__builtin_inff());
+  alignas(64) float weights[kCount * kKvBlockTokens];
+  float rescale[kCount];
+  ScoreTile<Kv, kCount>(k, head_dim, q, weights);
+  for (int h = 0; h < kCount; ++h) {
+    float& largest = queries.largest[first + h];
+    float& sum = queries.sum[first + h];
+    float* w = weights + h * kKvBlockTokens;
+    F32x16 low = Select(FirstLanes(tokens), Mul(Load(w), Set1(scale)), minus_infinity);
+    F32x16 high = Select(FirstLanes(tokens - 16), Mul(Load(w + 16), Set1(scale)), minus_infinity);
+    const float tile_largest = ReduceMax(Max(low, Max(high, minus_infinity)));
+    const float now = tile_largest > largest ? tile_largest : largest;
+    low = Exp(Sub(low, Set1(now)));
+    high = Exp(Sub(high, Set1(now)));
+    rescale[h] = FirstLane(Exp(Set1(largest - now)));
+    sum = sum * rescale[h] + ReduceAdd(Add(low, high));
+    largest = now;
+    Store(w, low);
+    Store(w + 16, high);
+  }
+  int d = 0;
+  for (; d + 16 * kLines <= head_dim; d += 16 * kLines) {
+    AddValues<Kv, kCount, kLines>(v + d, head_dim, tokens, weights, rescale, out + d);
+  }
+  for (; d < head_dim; d += 16) AddValues<Kv, kCount, 1>(v + d, head_dim, tokens, weights, rescale, out + d);
+}
+
+template <class Kv, int kCount>
+inline void AttendTileUpTo(int count, const typename Kv::Element* k, const typename Kv::Element* v, int head_dim,
+                           int tokens, float scale, int first, Queries& queries) {
+  if (count == kCount) {
+    AttendTile<Kv, kCount>(k, v, head_dim, tokens, scale, first, queries);
+  } else if constexpr (kCount > 1) {
+    AttendTileUpTo<Kv, kCount - 1>(count, k, v, head_dim, tokens, scale, first, queries);
+  }
+}
+
+// Rows of one sequence at `position`, position + 1, ..., `heads` query heads of each; rows * heads <= kAttendHeads.
+template <class Kv>
+inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, int position, int rows, int kv_head,
+                          int heads, const float* q, size_t q_stride, float scale, float* out, size_t out_stride) {
   using Element = typename Kv::Element;
-  constexpr int kLines = 16 / kHeads < 4 ? (kHeads > 8 ? 1 : 16 / kHeads) : 4;
   const int head_dim = planes.head_dim;
   const ptrdiff_t head_offset = static_cast<ptrdiff_t>(kv_head) * head_dim * kKvBlockTokens;
-  const F32x16 minus_infinity = Set1(-__builtin_inff());
-  alignas(64) float weights[kHeads * kKvBlockTokens];
-  float largest[kHeads], sum[kHeads], rescale[kHeads];
-  for (int h = 0; h < kHeads; ++h) {
-    largest[h] = -__builtin_inff();
-    sum[h] = 0.0f;
-    for (int d = 0; d < head_dim; d += 16) Store(out + h * head_dim + d, Set1(0.0f));
+  const size_t row_floats = static_cast<size_t>(heads * head_dim);
+  Queries queries;
+  for (int r = 0; r < rows; ++r) {
+    for (size_t i = 0; i < row_floats; i += 16) {
+      Store(queries.q + static_cast<size_t>(r) * row_floats + i, Load(q + static_cast<size_t>(r) * q_stride + i));
+      Store(queries.out + static_cast<size_t>(r) * row_floats + i, Set1(0.0f));
+    }
   }
-  for (int begin = 0; begin <= position; begin += kKvBlockTokens) {
+  for (int i = 0; i < rows * heads; ++i) {
+    queries.largest[i] = -__builtin_inff();
+    queries.sum[i] = 0.0f;
+  }
+  for (int begin = 0; begin < position + rows; begin += kKvBlockTokens) {
     const size_t base = static_cast<size_t>(block_table[begin / kKvBlockTokens]) * planes.block_bytes;
     const Element* k = reinterpret_cast<const Element*>(planes.k + base) + head_offset;
     const Element* v = reinterpret_cast<const Element*>(planes.v + base) + head_offset;
-    const int tokens = position - begin + 1 < kKvBlockTokens ? position - begin + 1 : kKvBlockTokens;
-    ScoreTile<Kv, kHeads>(k, head_dim, q, weights);
-    for (int h = 0; h < kHeads; ++h) {
-      float* w = weights + h * kKvBlockTokens;
-      F32x16 low = Select(FirstLanes(tokens), Mul(Load(w), Set1(scale)), minus_infinity);
-      F32x16 high = Select(FirstLanes(tokens - 16), Mul(Load(w + 16), Set1(scale)), minus_infinity);
-      const float tile_largest = ReduceMax(Max(low, Max(high, minus_infinity)));
-      const float now = tile_largest > largest[h] ? tile_largest : largest[h];
-      low = Exp(Sub(low, Set1(now)));
-      high = Exp(Sub(high, Set1(now)));
-      rescale[h] = FirstLane(Exp(Set1(largest[h] - now)));
-      sum[h] = sum[h] * rescale[h] + ReduceAdd(Add(low, high));
-      largest[h] = now;
-      Store(w, low);
-      Store(w + 16, high);
+    if (begin + kKvBlockTokens <= position + 1) {
+      AttendTileUpTo<Kv, kAttendHeads>(rows * heads, k, v, head_dim, kKvBlockTokens, scale, 0, queries);
+      continue;
     }
-    int d = 0;
-    for (; d + 16 * kLines <= head_dim; d += 16 * kLines) {
-      AddValues<Kv, kHeads, kLines>(v + d, head_dim, tokens, weights, rescale, out + d);
+    // Rows that end within the tile see different numbers of its tokens.
+    for (int r = 0; r < rows; ++r) {
+      const int tokens = position + r - begin + 1 < kKvBlockTokens ? position + r - begin + 1 : kKvBlockTokens;
+      if (tokens > 0) AttendTileUpTo<Kv, kAttendHeads>(heads, k, v, head_dim, tokens, scale, r * heads, queries);
     }
-    for (; d < head_dim; d += 16) AddValues<Kv, kHeads, 1>(v + d, head_dim, tokens, weights, rescale, out + d);
   }
-  for (int h = 0; h < kHeads; ++h) {
-    for (int d = 0; d < head_dim; d += 16) {
-      Store(out + h * head_dim + d, Div(Load(out + h * head_dim + d), Set1(sum[h])));
+  for (int r = 0; r < rows; ++r) {
+    for (int h = 0; h < heads; ++h) {
+      const int i = r * heads + h;
+      for (int d = 0; d < head_dim; d += 16) {
+        Store(out + static_cast<size_t>(r) * out_stride + h * head_dim + d,
+              Div(Load(queries.out + i * head_dim + d), Set1(queries.sum[i])));
+      }
     }
   }
 }
 
-template <class Kv, int kHeads>
-inline void AttendUpTo(int heads, const KvPlanes& planes, const int32_t* block_table, int position, int kv_head,
-                       const float* q, float scale, float* out) {
-  if (heads >= kHeads) {
-    AttendHeads<Kv, kHeads>(planes, block_table, position, kv_head, q, scale, out);
-  } else if constexpr (kHeads > 1) {
-    AttendUpTo<Kv, kHeads - 1>(heads, planes, block_table, position, kv_head, q, scale, out);
-  }
-}
-
-inline void Attend(const KvPlanes& planes, const int32_t* block_table, int position, int kv_head, int group_size,
-                   const float* q, float scale, float* out) {
-  for (int h = 0; h < group_size; h += kAttendHeads) {
-    const ptrdiff_t at = static_cast<ptrdiff_t>(h) * planes.head_dim;
-    if (planes.type == KvType::kBF16) {
-      AttendUpTo<Bf16Kv, kAttendHeads>(group_size - h, planes, block_table, position, kv_head, q + at, scale, out + at);
-    } else {
-      AttendUpTo<F32Kv, kAttendHeads>(group_size - h, planes, block_table, position, kv_head, q + at, scale, out + at);
+inline void Attend(const KvPlanes& planes, const int32_t* block_table, int position, int rows, int kv_head,
+                   int group_size, const float* q, size_t q_stride, float scale, float* out, size_t out_stride) {
+  const int rows_at_once = group_size >= kAttendHeads ? 1 : kAttendHeads / group_size;
+  for (int r = 0; r < rows; r += rows_at_once) {
+    const int count = rows - r < rows_at_once ? rows - r : rows_at_once;
+    for (int h = 0; h < group_size; h += kAttendHeads) {
+      const int heads = group_size - h < kAttendHeads ? group_size - h : kAttendHeads;
+      const size_t at = static_cast<size_t>(h * planes.head_dim);
+      const float* row_q = q + static_cast<size_t>(r) * q_stride + at;
+      float* row_out = out + static_cast<size_t>(r) * out_stride + at;
+      if (planes.type == KvType::kBF16) {
+        AttendQueries<Bf16Kv>(planes, block_table, position + r, count, kv_head, heads, row_q, q_stride, scale, row_out,
+                              out_stride);
+      } else {
+        AttendQueries<F32Kv>(planes, block_table, position + r, count, kv_head, heads, row_q, q_stride, scale, row_out,
+                             out_stride);
+      }
     }
   }
 }

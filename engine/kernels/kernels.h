@@ -141,12 +141,14 @@ struct KernelTable {
   // Writes one token's key and value (fp32 [num_kv_heads, head_dim], k already rotated) into its block slot, rounded to
   // the cache's type.
   void (*write_kv)(const KvPlanes& planes, int32_t block, int slot, const float* k, const float* v);
-  // Attention of one token at `position` over positions 0..position, for one kv head and its group of query heads.
-  //   q, out [group_size, head_dim]: the query heads that share kv_head; out may not alias q
-  //   block_table: block ids of the sequence, at least position / kKvBlockTokens + 1
-  // Keys and values come from the cache only, this token's included.
-  void (*attend)(const KvPlanes& planes, const int32_t* block_table, int position, int kv_head, int group_size,
-                 const float* q, float scale, float* out);
+  // Attention of `rows` tokens of one sequence at position, position + 1, ..., each over the positions up to its own,
+  // for one kv head and its group of query heads.
+  //   q, out: group_size * head_dim floats a row, rows q_stride and out_stride floats apart: the query heads that share
+  //   kv_head; out may not alias q
+  //   block_table: block ids of the sequence, at least (position + rows - 1) / kKvBlockTokens + 1
+  // Keys and values come from the cache only, those of these tokens included.
+  void (*attend)(const KvPlanes& planes, const int32_t* block_table, int position, int rows, int kv_head,
+                 int group_size, const float* q, size_t q_stride, float scale, float* out, size_t out_stride);
 
   // ---- logits ----
   // log(sum(exp(x))) over n elements.

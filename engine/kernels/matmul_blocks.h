@@ -63,97 +63,105 @@ struct BlockPanels {
 
   static SCION_KERNEL int Units(int in_features) { return (in_features + kBlockElements - 1) / kBlockElements; }
 
-  // acc += the dot products of a stored step's lines with the activations at `quad`, of all rows.
+  static SCION_KERNEL const ActivationBlock& BlockOf(const std::byte* x, size_t x_row_bytes, int row) {
+    return *reinterpret_cast<const ActivationBlock*>(x + static_cast<size_t>(row) * x_row_bytes);
+  }
+
+  // dots += the products of a step's lines with the activations at `quad`, of all rows.
   template <int kRows, int kLines>
   static SCION_KERNEL void DotStep(const U32x16 (&w)[kLines], const std::byte* x, size_t x_row_bytes, int quad,
                                    U32x16 (&dots)[kRows][kLines]) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const ActivationBlock* block = reinterpret_cast<const ActivationBlock*>(x + static_cast<size_t>(r) * x_row_bytes);
-      const U32x16 codes = SetBits(*reinterpret_cast<const int32_t*>(block->codes + 4 * quad));
+      const U32x16 codes = SetBits(*reinterpret_cast<const int32_t*>(BlockOf(x, x_row_bytes, r).codes + 4 * quad));
 #pragma GCC unroll 4
       for (int l = 0; l < kLines; ++l) dots[r][l] = DotBytes(dots[r][l], w[l], codes);
     }
   }
 
+  // acc += scale_w * (scale_x * dots). `scales`: of this tile's lines.
   template <int kRows, int kLines>
-  static SCION_KERNEL void AddScaledDots(const std::byte* scales, int line, const std::byte* x, size_t x_row_bytes,
+  static SCION_KERNEL void AddScaledDots(const std::byte* scales, const std::byte* x, size_t x_row_bytes,
                                          const U32x16 (&dots)[kRows][kLines], F32x16 (&acc)[kRows][kLines]) {
     F32x16 w_scale[kLines];
-    for (int l = 0; l < kLines; ++l) {
-      w_scale[l] = Format::kHalfPrecisionScale ? LoadF16(scales + static_cast<size_t>(line + l) * 32)
-                                               : Load(scales + static_cast<size_t>(line + l) * 64);
-    }
+    for (int l = 0; l < kLines; ++l) w_scale[l] = LoadScale(scales + static_cast<size_t>(l) * kScaleLineBytes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const ActivationBlock* block = reinterpret_cast<const ActivationBlock*>(x + static_cast<size_t>(r) * x_row_bytes);
-      const F32x16 x_scale = Set1(block->scale);
+      const F32x16 x_scale = Set1(BlockOf(x, x_row_bytes, r).scale);
 #pragma GCC unroll 4
       for (int l = 0; l < kLines; ++l) acc[r][l] = MulAdd(Mul(x_scale, IntToF32(dots[r][l])), w_scale[l], acc[r][l]);
     }
   }
 
+  static constexpr size_t kScaleLineBytes = Format::kHalfPrecisionScale ? 32 : 64;
+  static SCION_KERNEL F32x16 LoadScale(const std::byte* scales) {
+    return Format::kHalfPrecisionScale ? LoadF16(scales) : Load(scales);
+  }
+
+  // What a block's integer sums start from, so that they come out as if the codes were signed.
+  static SCION_KERNEL int32_t Bias(const ActivationBlock& block, int part) {
+    if (Format::kHasHalves) return part == 0 ? block.bias128_low : block.bias128_high;
+    return Format::kOffset == 8 ? block.bias8 : Format::kOffset == 128 ? block.bias128 : 0;
+  }
+
   template <int kRows, int kLines>
   static inline void AccumulateTile(const std::byte* weights, int line, int units, const std::byte* x,
                                     size_t x_row_bytes, bool first, PrefetchStream prefetch, float* sums) {
+    constexpr int kParts = Format::kHasHalves ? 2 : 1;
+    constexpr int kPartSteps = Format::kSteps / kParts;
+    const std::byte* scales = weights + static_cast<size_t>(line) * kScaleLineBytes;
+    const std::byte* codes = weights + Format::kScaleBytes + static_cast<size_t>(line) * kLineBytes;
     F32x16 acc[kRows][kLines];
     for (int r = 0; r < kRows; ++r) {
       for (int l = 0; l < kLines; ++l) acc[r][l] = first ? Set1(0.0f) : Load(sums + r * kPanelWidth + l * 16);
     }
     for (int u = 0; u < units; ++u) {
-      const std::byte* codes = weights + Format::kScaleBytes + static_cast<size_t>(line) * kLineBytes;
-      constexpr int kParts = Format::kHasHalves ? 2 : 1;
 #pragma GCC unroll 2
       for (int part = 0; part < kParts; ++part) {
         U32x16 dots[kRows][kLines];
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
-          const ActivationBlock* block =
-              reinterpret_cast<const ActivationBlock*>(x + static_cast<size_t>(r) * x_row_bytes);
-          const U32x16 start = SetBits(Format::kHasHalves       ? (part == 0 ? block->bias128_low : block->bias128_high)
-                                       : Format::kOffset == 8   ? block->bias8
-                                       : Format::kOffset == 128 ? block->bias128
-                                                                : 0);
+          const U32x16 start = SetBits(Bias(BlockOf(x, x_row_bytes, r), part));
 #pragma GCC unroll 4
           for (int l = 0; l < kLines; ++l) dots[r][l] = start;
         }
-        constexpr int kPartSteps = Format::kSteps / kParts;
 #pragma GCC unroll 8
         for (int s = part * kPartSteps; s < (part + 1) * kPartSteps; ++s) {
           U32x16 w[kLines];
-          for (int l = 0; l < kLines; ++l)
+#pragma GCC unroll 4
+          for (int l = 0; l < kLines; ++l) {
             w[l] = LoadBits(codes + static_cast<size_t>(s * kPanelLines + l) * kLineBytes);
-          Prefetch(prefetch.at);
-          if (prefetch.step_bytes > kLineBytes) {
-            for (size_t line_at = kLineBytes; line_at < prefetch.step_bytes; line_at += kLineBytes) {
-              Prefetch(prefetch.at + line_at);
-            }
+          }
+          // All lines of a step where a tile takes all of them, else the other tiles have their share.
+#pragma GCC unroll 4
+          for (int l = 0; l < (kLines == kPanelLines ? kPanelLines : 1); ++l) {
+            Prefetch(prefetch.at + static_cast<size_t>(l) * kLineBytes);
           }
           prefetch.at += prefetch.step_bytes;
           if constexpr (Format::kFourBits) {
-            U32x16 low[kLines];
-            for (int l = 0; l < kLines; ++l) low[l] = AndBits(w[l], 0x0f0f0f0fu);
-            DotStep<kRows, kLines>(low, x, x_row_bytes, s, dots);
-            for (int l = 0; l < kLines; ++l) low[l] = AndBits(ShiftRight<4>(w[l]), 0x0f0f0f0fu);
-            DotStep<kRows, kLines>(low, x, x_row_bytes, s + 4, dots);
+            U32x16 half[kLines];
+            for (int l = 0; l < kLines; ++l) half[l] = AndBits(w[l], 0x0f0f0f0fu);
+            DotStep<kRows, kLines>(half, x, x_row_bytes, s, dots);
+            for (int l = 0; l < kLines; ++l) half[l] = AndBits(ShiftRight<4>(w[l]), 0x0f0f0f0fu);
+            DotStep<kRows, kLines>(half, x, x_row_bytes, s + 4, dots);
           } else {
             DotStep<kRows, kLines>(w, x, x_row_bytes, s, dots);
           }
         }
-        AddScaledDots<kRows, kLines>(weights + (part == 1 ? kPanelWidth * sizeof(float) : 0), line, x, x_row_bytes,
-                                     dots, acc);
+        AddScaledDots<kRows, kLines>(scales + (part == 1 ? kPanelWidth * sizeof(float) : 0), x, x_row_bytes, dots, acc);
       }
       if constexpr (Format::kHasMin) {
+        F32x16 min[kLines];
         for (int l = 0; l < kLines; ++l) {
-          const F32x16 min = Load(weights + kPanelWidth * sizeof(float) + static_cast<size_t>(line + l) * kLineBytes);
-          for (int r = 0; r < kRows; ++r) {
-            const ActivationBlock* block =
-                reinterpret_cast<const ActivationBlock*>(x + static_cast<size_t>(r) * x_row_bytes);
-            acc[r][l] = MulAdd(Set1(block->scaled_sum), min, acc[r][l]);
-          }
+          min[l] = Load(scales + kPanelWidth * sizeof(float) + static_cast<size_t>(l) * kLineBytes);
+        }
+        for (int r = 0; r < kRows; ++r) {
+          const F32x16 sum = Set1(BlockOf(x, x_row_bytes, r).scaled_sum);
+          for (int l = 0; l < kLines; ++l) acc[r][l] = MulAdd(sum, min[l], acc[r][l]);
         }
       }
-      weights += Format::kBytes;
+      scales += Format::kBytes;
+      codes += Format::kBytes;
       x += sizeof(ActivationBlock);
     }
     for (int r = 0; r < kRows; ++r) {

@@ -59,6 +59,8 @@ class Model {
   // Bytes of packed weights: all in all, and of one domain.
   virtual uint64_t weight_bytes() const = 0;
   virtual uint64_t domain_weight_bytes(int domain) const = 0;
+  // Bytes of packed weights that one token of the domain reads; the mean over experts where they differ.
+  virtual uint64_t active_weight_bytes(int domain) const = 0;
 
   // Runs all layers for the batch's rows and keeps the final hidden state of logit_rows. At most max_step_rows rows.
   // Never allocates. Only one thread at a time.

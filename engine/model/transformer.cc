@@ -96,19 +96,18 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
   }
   const int widest = static_cast<int>(std::max({hidden, t->attention_width_, t->ffn_width_}));
   const size_t f = sizeof(float);
-  for (auto [buffer, bytes] :
-       {std::pair{&t->x_, rows * hidden * f},
-        {&t->activations_, visits * activation_bytes},
-        {&t->norm_rows_, gated ? rows * NormRowBytes(t->k_, s.hidden_size) : 0},
-        {&t->gate_scores_, gated ? rows * experts * f : 0},
-        {&t->norm_, static_cast<size_t>(pool.num_threads()) * AlignUp(hidden * f, 64)},
-        {&t->qkv_, rows * t->qkv_width_ * f},
-        {&t->attention_, rows * t->attention_width_ * f},
-        {&t->ffn_hidden_, visits * t->ffn_width_ * f},
-        {&t->ffn_out_, visits * hidden * f},
-        {&t->cos_, rows * half_head * f},
-        {&t->sin_, rows * half_head * f},
-        {&t->logit_activations_, rows * t->RowBytes(t->weights_.lm_head)}}) {
+  for (auto [buffer, bytes] : {std::pair{&t->x_, rows * hidden * f},
+                               {&t->activations_, visits * activation_bytes},
+                               {&t->norm_rows_, gated ? rows * NormRowBytes(t->k_, s.hidden_size) : 0},
+                               {&t->gate_scores_, gated ? rows * experts * f : 0},
+                               {&t->norm_, static_cast<size_t>(pool.num_threads()) * AlignUp(hidden * f, 64)},
+                               {&t->qkv_, rows * t->qkv_width_ * f},
+                               {&t->attention_, rows * t->attention_width_ * f},
+                               {&t->ffn_hidden_, visits * t->ffn_width_ * f},
+                               {&t->ffn_out_, visits * hidden * f},
+                               {&t->cos_, rows * half_head * f},
+                               {&t->sin_, rows * half_head * f},
+                               {&t->logit_activations_, rows * t->RowBytes(t->weights_.lm_head)}}) {
     absl::StatusOr<AlignedBuffer> made = AlignedBuffer::Create(bytes, "a step's activations");
     if (!made.ok()) return made.status();
     *buffer = *std::move(made);
@@ -134,6 +133,16 @@ std::vector<KvPlaneSpec> Transformer::KvPlanes() const {
     planes.push_back({std::to_string(l) + ".v", bytes});
   }
   return planes;
+}
+
+uint64_t Transformer::active_weight_bytes(int domain) const {
+  const size_t d = static_cast<size_t>(domain);
+  uint64_t active = weights_.trunk.size();
+  const std::vector<int> sparse = spec_.SparseLayers();
+  if (sparse.empty()) return active;
+  // Every sparse layer of a domain has as many experts, and a token visits as many of them.
+  const uint64_t visited = static_cast<uint64_t>(spec_.layers[static_cast<size_t>(sparse[0])].ffn.num_experts_per_tok);
+  return active + weights_.domains[d].size() * visited / static_cast<uint64_t>(spec_.domains[d].num_experts);
 }
 
 uint64_t Transformer::ExpertTokens(int layer, int domain, int expert) const {
@@ -255,11 +264,15 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
     const int head = task % a.num_kv_heads;
     const int begin = task / a.num_kv_heads * kRowsPerTask;
     const size_t head_column = static_cast<size_t>(head * group * a.head_dim);
-    for (int row = begin; row < std::min(rows, begin + kRowsPerTask); ++row) {
+    const int end = std::min(rows, begin + kRowsPerTask);
+    for (int row = begin; row < end;) {
       const size_t r = static_cast<size_t>(row);
       const StepChunk& chunk = batch.chunks[static_cast<size_t>(row_chunk_[r])];
-      k_.attend(planes, chunk.blocks.data(), row_position_[r], head, group, qkv_.as<float>() + r * width + head_column,
-                scale, attention_.as<float>() + r * q_width + head_column);
+      const int count = std::min(end, chunk.row_begin + chunk.num_rows) - row;
+      k_.attend(planes, chunk.blocks.data(), row_position_[r], count, head, group,
+                qkv_.as<float>() + r * width + head_column, width, scale,
+                attention_.as<float>() + r * q_width + head_column, q_width);
+      row += count;
     }
   });
 
@@ -334,8 +347,7 @@ void Transformer::Ffn(int rows, int layer) {
       norm = out;
     }
     if (route == nullptr) return Prepare(first, norm, activations_.data() + r * in_bytes);
-    const std::span<const int32_t> entries =
-        route->entries.subspan(r * static_cast<size_t>(k), static_cast<size_t>(k));
+    const std::span<const int32_t> entries = route->entries.subspan(r * static_cast<size_t>(k), static_cast<size_t>(k));
     const std::byte* prepared = activations_.data() + static_cast<size_t>(entries[0]) * in_bytes;
     Prepare(first, norm, activations_.data() + static_cast<size_t>(entries[0]) * in_bytes);
     for (int32_t entry : entries.subspan(1)) {

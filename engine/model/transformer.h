@@ -1,6 +1,6 @@
 // The forward pass of a decoder-only transformer, written against LayerSpec: pre-norm, rotary positions, grouped-query
-// attention with or without norms of q and k, SwiGLU, dense or routed by tables or by a gate. All scratch memory is made
-// once.
+// attention with or without norms of q and k, SwiGLU, dense or routed by tables or by a gate. All scratch memory is
+// made once.
 #pragma once
 
 #include <atomic>
@@ -26,6 +26,7 @@ class Transformer final : public Model {
   uint64_t domain_weight_bytes(int domain) const override {
     return weights_.domains[static_cast<size_t>(domain)].size();
   }
+  uint64_t active_weight_bytes(int domain) const override;
   void Forward(const StepBatch& batch, KvCache& cache) override;
   void Logits(int first, int count, float* out) override;
   uint64_t ExpertTokens(int layer, int domain, int expert) const override;

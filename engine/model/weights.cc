@@ -140,11 +140,11 @@ absl::Status BufferPlan::PackPanelOf(const PackJob& job, int panel, std::vector<
     const int64_t end = std::min(first + count, part_end);
     const int64_t step = part->interleaved_head_dim > 0 ? 1 : end - begin;
     for (int64_t row = begin; row < end; row += step) {
-      const int64_t from = step == 1 && part->interleaved_head_dim > 0 ? FileRow(*part, row - part_begin) : row - part_begin;
-      SCION_RETURN_IF_ERROR(
-          checkpoint_.Read(*part, static_cast<uint64_t>(from) * row_bytes,
-                           std::span(staging).subspan(static_cast<size_t>(row - first) * row_bytes,
-                                                      static_cast<size_t>(step) * row_bytes)));
+      const int64_t from =
+          step == 1 && part->interleaved_head_dim > 0 ? FileRow(*part, row - part_begin) : row - part_begin;
+      SCION_RETURN_IF_ERROR(checkpoint_.Read(*part, static_cast<uint64_t>(from) * row_bytes,
+                                             std::span(staging).subspan(static_cast<size_t>(row - first) * row_bytes,
+                                                                        static_cast<size_t>(step) * row_bytes)));
     }
     part_begin = part_end;
   }

@@ -7,7 +7,9 @@ namespace scion {
 
 void ChooseExperts(std::span<const float> scores, bool normalise, std::span<int32_t> experts,
                    std::span<float> weights) {
-  const auto score = [&](size_t e) { return std::isnan(scores[e]) ? -std::numeric_limits<float>::infinity() : scores[e]; };
+  const auto score = [&](size_t e) {
+    return std::isnan(scores[e]) ? -std::numeric_limits<float>::infinity() : scores[e];
+  };
   // Insertion into a sorted list: k is small.
   size_t filled = 0;
   for (size_t e = 0; e < scores.size(); ++e) {

@@ -62,7 +62,8 @@ struct Activations {
   Activations(const KernelTable& k, WeightType type, int rows, int in_features) {
     const std::vector<float> x(static_cast<size_t>(rows * in_features), 0.01f);
     buffer = RandomBuffer(static_cast<size_t>(rows) * k.activation_row_bytes(k.activation_form(type), in_features));
-    k.prepare_activations(k.activation_form(type), x.data(), static_cast<size_t>(in_features), nullptr, rows, in_features, buffer.data());
+    k.prepare_activations(k.activation_form(type), x.data(), static_cast<size_t>(in_features), nullptr, rows,
+                          in_features, buffer.data());
   }
 };
 
@@ -117,7 +118,7 @@ void Attend(benchmark::State& state, const KernelTable& k, KvType type, int grou
   const std::vector<float> q(static_cast<size_t>(group * head_dim), 0.01f);
   std::vector<float> out(q.size());
   for (auto _ : state) {
-    k.attend(planes, table.data(), context - 1, 0, group, q.data(), 0.1f, out.data());
+    k.attend(planes, table.data(), context - 1, 1, 0, group, q.data(), 0, 0.1f, out.data(), 0);
     benchmark::DoNotOptimize(out.data());
   }
   state.SetBytesProcessed(static_cast<int64_t>(state.iterations() * 2 * block_bytes * static_cast<size_t>(blocks)));

@@ -1,6 +1,7 @@
 // Speed of single steps against the machine's own limits, measured in turn in the same run.
 //
-//   step_bench MODEL [--threads N] [--rounds N] [--prefill N] [--min-decode X] [--min-prefill X]
+//   step_bench MODEL [--weights MODE] [--threads N] [--rounds N] [--prefill N] [--depth N] [--min-decode X]
+//              [--min-prefill X]
 //
 // decode: one sequence, one token a step; limit: read bandwidth over the bytes of active weights.
 // prefill: one prompt; limit: peak of the tier's multiply-add over the FLOPs.
@@ -83,6 +84,8 @@ int Main(int argc, char** argv) {
   int threads = 2;
   int rounds = 5;
   int prefill = 512;
+  int depth = 64;
+  WeightMode mode = WeightMode::kAsIs;
   double min_decode = 0;
   double min_prefill = 0;
   std::string path;
@@ -93,6 +96,12 @@ int Main(int argc, char** argv) {
       continue;
     }
     if (i + 1 == argc) return std::fprintf(stderr, "%s needs a value\n", arg.c_str()), 2;
+    if (arg == "--weights") {
+      const std::optional<WeightMode> parsed = ParseWeightMode(argv[++i]);
+      if (!parsed.has_value()) return std::fprintf(stderr, "no weights '%s'\n", argv[i]), 2;
+      mode = *parsed;
+      continue;
+    }
     const double value = std::atof(argv[++i]);
     if (arg == "--threads")
       threads = static_cast<int>(value);
@@ -100,6 +109,8 @@ int Main(int argc, char** argv) {
       rounds = static_cast<int>(value);
     else if (arg == "--prefill")
       prefill = static_cast<int>(value);
+    else if (arg == "--depth")
+      depth = static_cast<int>(value);
     else if (arg == "--min-decode")
       min_decode = value;
     else if (arg == "--min-prefill")
@@ -116,12 +127,11 @@ int Main(int argc, char** argv) {
   if (!checkpoint.ok()) return std::fprintf(stderr, "%s\n", checkpoint.status().ToString().c_str()), 1;
   const double load_begin = Seconds();
   absl::StatusOr<std::unique_ptr<Model>> model =
-      Model::Load(**checkpoint, {.tier = *tier, .max_step_rows = std::max(prefill, 8)}, pool);
+      Model::Load(**checkpoint, {.tier = *tier, .weights = mode, .max_step_rows = std::max(prefill, 8)}, pool);
   if (!model.ok()) return std::fprintf(stderr, "%s\n", model.status().ToString().c_str()), 1;
   const double load_seconds = Seconds() - load_begin;
-  constexpr int kDepth = 64;
   constexpr int kDecodeTokens = 32;
-  const int context = std::max(prefill, kDepth + kDecodeTokens + 4);
+  const int context = std::max(prefill, depth + kDecodeTokens + 4);
   absl::StatusOr<KvCache> cache =
       KvCache::Create((*model)->KvPlanes(), kernels::kKvBlockTokens, context / kernels::kKvBlockTokens + 1);
   if (!cache.ok()) return std::fprintf(stderr, "%s\n", cache.status().ToString().c_str()), 1;
@@ -131,7 +141,9 @@ int Main(int argc, char** argv) {
   const ModelSpec& spec = (*model)->spec();
   bench.logits.resize(static_cast<size_t>(spec.vocab_size) * 32);
   const ActiveSize active = Active(spec);
-  const double decode_bytes = 2 * (active.per_layers + active.head);
+  double decode_bytes = static_cast<double>((*model)->active_weight_bytes(0));
+  for (const KvPlaneSpec& plane : (*model)->KvPlanes())
+    decode_bytes += static_cast<double>(plane.bytes_per_token) * depth;
   double prefill_flops = 2 * (active.per_layers * prefill + active.head);
   for (const LayerSpec& l : spec.layers) {
     prefill_flops += 2.0 * prefill * prefill * l.attention.num_heads * l.attention.head_dim;
@@ -145,7 +157,7 @@ int Main(int argc, char** argv) {
   bench.PrefillSeconds(prefill);
   for (int round = 0; round < rounds; ++round) {
     const double bandwidth = bench::ReadBandwidth(pool);
-    const double decode = bench.DecodeSecondsPerToken(kDepth, kDecodeTokens);
+    const double decode = bench.DecodeSecondsPerToken(depth, kDecodeTokens);
     const double peak = bench::PeakFlops(pool, *tier);
     const double seconds = bench.PrefillSeconds(prefill);
     decode_rate.push_back(1 / decode);

@@ -64,8 +64,8 @@ class AttentionTest : public ::testing::TestWithParam<NamedTable> {
 
   std::vector<float> Attend(const Cache& cache, int position, int kv_head, int group, const std::vector<float>& q) {
     std::vector<float> out(q.size(), -99.0f);
-    kernels().attend(cache.planes, cache.block_table.data(), position, kv_head, group, q.data(),
-                     1.0f / std::sqrt(static_cast<float>(cache.planes.head_dim)), out.data());
+    kernels().attend(cache.planes, cache.block_table.data(), position, 1, kv_head, group, q.data(), 0,
+                     1.0f / std::sqrt(static_cast<float>(cache.planes.head_dim)), out.data(), 0);
     return out;
   }
 };
@@ -147,6 +147,37 @@ TEST_P(AttentionTest, BitsDependOnPositionAndCachedTokensOnly) {
       }
       const std::vector<float> in_company = Attend(second, position, 1, kGroup, q);
       ASSERT_TRUE(SameBytes(in_company.data(), want.data(), want.size() * sizeof(float))) << "position " << position;
+    }
+  }
+}
+
+// Tokens of a chunk that go through the cache together, from every place of a tile, have the bits that each has alone;
+// and floats between the rows are left as they were.
+TEST_P(AttentionTest, RowsTogetherHaveTheBitsOfEachAlone) {
+  constexpr int kHeadDim = 48, kTokens = 150;
+  for (KvType type : kKvTypes) {
+    const Sequence sequence(kTokens, 2, kHeadDim, 60);
+    const Cache cache(type, 2, kHeadDim, 5, 3);
+    sequence.WriteTo(kernels(), cache);
+    for (int group : {1, 2, 3, 5, 8, 9}) {
+      const size_t width = static_cast<size_t>(group * kHeadDim);
+      const size_t q_stride = width + 7, out_stride = width + 5;
+      const std::vector<float> q = RandomFloats(40 * q_stride, 61);
+      for (auto [position, rows] : {std::pair{0, 1}, {0, 8}, {0, 40}, {27, 9}, {31, 2}, {32, 5}, {60, 40}, {149, 1}}) {
+        std::vector<float> out(static_cast<size_t>(rows) * out_stride, -99.0f);
+        const float scale = 1.0f / std::sqrt(static_cast<float>(kHeadDim));
+        kernels().attend(cache.planes, cache.block_table.data(), position, rows, 1, group, q.data(), q_stride, scale,
+                         out.data(), out_stride);
+        for (int r = 0; r < rows; ++r) {
+          const std::vector<float> one(q.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(r) * q_stride),
+                                       q.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(r) * q_stride + width));
+          const std::vector<float> alone = Attend(cache, position + r, 1, group, one);
+          const float* row = &out[static_cast<size_t>(r) * out_stride];
+          ASSERT_TRUE(SameBytes(alone.data(), row, width * sizeof(float)))
+              << "group " << group << " position " << position << " row " << r << " of " << rows;
+          for (size_t i = width; i < out_stride; ++i) ASSERT_EQ(row[i], -99.0f);
+        }
+      }
     }
   }
 }

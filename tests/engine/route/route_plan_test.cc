@@ -18,7 +18,7 @@ TableRouter SmallRouter() {
 
 TEST(RoutePlan, ATokenVisitsTheExpertsThatItsDomainsTableNames) {
   const TableRouter router = SmallRouter();
-  RoutePlan plan({&router}, 4);
+  RoutePlan plan({{&router, 5, 2}}, 4);
   const std::vector<int32_t> ids = {4, 2, 0, 3};
   const std::vector<RouteChunk> chunks = {{0, 0, 2}, {1, 2, 2}};
   plan.Build(ids, chunks);
@@ -50,7 +50,7 @@ TEST(RoutePlan, EveryVisitIsAnEntryOnceAndRowsAscendWithinAnExpert) {
     for (int32_t& e : table) e = static_cast<int32_t>(random() % static_cast<unsigned>(sizes[d]));
     router.SetDomain(d, table, {1, 1, 1});
   }
-  RoutePlan plan({&router, &router}, 64);
+  RoutePlan plan({{&router, 12, 3}, {&router, 12, 3}}, 64);
   for (int round = 0; round < 50; ++round) {
     std::vector<int32_t> ids;
     std::vector<RouteChunk> chunks;
@@ -80,6 +80,31 @@ TEST(RoutePlan, EveryVisitIsAnEntryOnceAndRowsAscendWithinAnExpert) {
       EXPECT_EQ(next, static_cast<int>(ids.size() * 3));
     }
   }
+}
+
+// A gate's choice of one layer is sorted like a table's, and leaves the layers planned by tables as they are.
+TEST(RoutePlan, AGatesChoiceIsPlannedWhenItsLayerRuns) {
+  const TableRouter router = SmallRouter();
+  RoutePlan plan({{&router, 5, 2}, {nullptr, 8, 3}}, 4);
+  const std::vector<int32_t> ids = {4, 2};
+  const std::vector<RouteChunk> chunks = {{0, 0, 2}};
+  plan.Build(ids, chunks);
+  const std::vector<int32_t> table_entries(plan.layer(0).entries.begin(), plan.layer(0).entries.end());
+  const std::vector<int32_t> experts = {7, 0, 3, /*row 1*/ 3, 7, 1};
+  const std::vector<float> weights = {0.5f, 0.3f, 0.2f, 0.6f, 0.3f, 0.1f};
+  plan.BuildGated(1, 2, experts, weights);
+  const LayerRoute& r = plan.layer(1);
+  ASSERT_EQ(r.experts.size(), 4u);
+  const int want[4][3] = {{0, 0, 1}, {1, 1, 2}, {3, 2, 4}, {7, 4, 6}};
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(r.experts[i].expert, want[i][0]);
+    EXPECT_EQ(r.experts[i].begin, want[i][1]);
+    EXPECT_EQ(r.experts[i].end, want[i][2]);
+  }
+  EXPECT_EQ(std::vector<int32_t>(r.entries.begin(), r.entries.end()), (std::vector<int32_t>{4, 0, 2, 3, 5, 1}));
+  EXPECT_EQ(std::vector<int32_t>(r.rows.begin(), r.rows.end()), (std::vector<int32_t>{0, 1, 0, 1, 0, 1}));
+  EXPECT_EQ(std::vector<float>(r.weights.begin(), r.weights.end()), weights);
+  EXPECT_EQ(std::vector<int32_t>(plan.layer(0).entries.begin(), plan.layer(0).entries.end()), table_entries);
 }
 
 }  // namespace
