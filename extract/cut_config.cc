@@ -38,8 +38,9 @@ absl::StatusOr<std::string> CutConfig(std::string_view config_json, std::span<co
     }
   }
   config["domains"] = std::move(domains);
-  const bool default_kept = config.contains("default_domain") && config["default_domain"].is_string() &&
-                            std::find(found.begin(), found.end(), config["default_domain"]) != found.end();
+  const bool default_kept =
+      config.contains("default_domain") && config["default_domain"].is_string() &&
+      std::find(found.begin(), found.end(), config["default_domain"].get_ref<const std::string&>()) != found.end();
   if (!default_kept && !found.empty()) config["default_domain"] = found.front();
   return config.dump(2) + "\n";
 }
