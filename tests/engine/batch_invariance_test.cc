@@ -10,15 +10,18 @@
 #include <tuple>
 
 #include "engine/base/thread_pool.h"
-#include "engine/kernels/tier_tables.h"
 #include "engine/kv_cache/kv_cache.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/model.h"
 #include "engine/scheduler/scheduler.h"
+#include "tests/support/kernel_tables.h"
 #include "tests/support/tiny_model.h"
 
 namespace scion {
 namespace {
+
+using test::AllKernels;
+using test::Kernels;
 
 // Three domains of unequal size, two experts per token, widths that fill no panel, a context beyond 300.
 test::TinyModelOptions TestModel() {
@@ -61,23 +64,6 @@ struct Loaded {
   std::unique_ptr<Model> model;
   std::unique_ptr<KvCache> cache;
 };
-
-// What this machine runs, and the tier of bf16 dot products, emulated where the machine lacks the instruction.
-struct Kernels {
-  std::string name;
-  const kernels::KernelTable* table;
-};
-
-std::vector<Kernels> AllKernels() {
-  std::vector<Kernels> all;
-  for (kernels::Tier tier : kernels::SupportedTiers()) {
-    all.push_back({std::string(kernels::TierName(tier)), &kernels::GetKernels(tier)});
-  }
-#if defined(__x86_64__)
-  if (all.back().name == "avx512") all.push_back({"avx512bf16emulated", &kernels::kEmulatedBf16Table});
-#endif
-  return all;
-}
 
 Loaded LoadModel(const Checkpoint& checkpoint, const Kernels& kernels, kernels::WeightType weights, int threads,
                  int max_step_rows, int num_blocks) {
