@@ -164,6 +164,27 @@ TEST_F(EngineTest, ScoresEveryPromptTokenButTheFirst) {
   for (size_t i = 0; i < 299; ++i) EXPECT_NEAR(r.logprobs[i], expected[i], 1e-4) << i;
 }
 
+// A decode that needs one block more takes those of the scoring request, which has given some of its scores by then.
+TEST_F(EngineTest, ScoresComeOnceThoughTheRequestGivesWayMidway) {
+  EngineOptions options = Options();
+  options.kv_cache_bytes = 6 * 3 * 32 * 2 * 2 * 16;  // six blocks of 32 tokens
+  options.prefill_chunk_tokens = 8;
+  options.step_observer = [this](const StepTrace&) { gate_.Pass(); };
+  Start(options);
+  Request score = Prompt(150, 0, 1);  // five blocks
+  score.score_prompt = true;
+  std::unique_ptr<RequestHandle> decoding = Submit(Prompt(20, 60));  // one block, then three
+  gate_.Allow(3);
+  EXPECT_EQ(decoding->Next().kind, Event::Kind::kToken);
+  std::unique_ptr<RequestHandle> scoring = Submit(score);
+  gate_.Allow(1 << 20);
+  const Result r = Drain(*scoring);
+  EXPECT_TRUE(Drain(*decoding).status.ok());
+  EXPECT_GT(engine_->Stats().preemptions, 0u);
+  EXPECT_EQ(r.reason, FinishReason::kScored);
+  EXPECT_EQ(r.tokens, std::vector<int32_t>(score.prompt.begin() + 1, score.prompt.end()));
+}
+
 TEST_F(EngineTest, AOneTokenScoreEndsAtOnceWithNoScores) {
   Start(Options());
   Request request = Prompt(1, 0);
@@ -314,6 +335,18 @@ TEST_F(EngineTest, ADeadlineEndsARequestThatWaits) {
   EXPECT_TRUE(absl::IsDeadlineExceeded(Drain(*handle).status));
 }
 
+TEST_F(EngineTest, ADeadlineEndsARequestThatRuns) {
+  Start(GatedOptions());
+  Request request = Prompt(4, 500);
+  request.deadline = absl::Now() + absl::Milliseconds(200);
+  std::unique_ptr<RequestHandle> handle = Submit(request);
+  gate_.Allow(1);
+  EXPECT_EQ(handle->Next().kind, Event::Kind::kToken);
+  Await([&] { return absl::Now() >= request.deadline; });
+  gate_.Allow(1 << 20);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(Drain(*handle).status));
+}
+
 TEST_F(EngineTest, TheQueueIsBounded) {
   EngineOptions options = GatedOptions();
   options.max_waiting_requests = 2;
@@ -401,6 +434,16 @@ TEST_F(EngineTest, NotifyIsCalledForEventsBeforeAndAfterItIsSet) {
     if (!ended) Await([&] { return calls > seen; });
   }
   EXPECT_EQ(events, 51);
+}
+
+TEST_F(EngineTest, NotifyIsCalledForARequestThatHasEndedBefore) {
+  Start(Options());
+  std::unique_ptr<RequestHandle> handle = Submit(Prompt(4, 5));
+  Await([&] { return engine_->Idle(); });
+  std::atomic<bool> called{false};
+  handle->SetNotify([&] { called = true; });
+  Await([&] { return called.load(); });
+  EXPECT_TRUE(Drain(*handle).status.ok());
 }
 
 TEST_F(EngineTest, CountsTheTokensThatEachExpertSaw) {
