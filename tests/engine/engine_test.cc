@@ -304,6 +304,7 @@ TEST_F(EngineTest, EveryRequestEndsWithExactlyOneTerminalEventWhateverHappens) {
   EXPECT_EQ(stats.kv_blocks_in_use, 0);
   EXPECT_EQ(stats.waiting_requests, 0);
   EXPECT_EQ(stats.waiting_tokens, 0);
+  EXPECT_EQ(stats.waiting_bytes, 0u);
   EXPECT_EQ(stats.running_requests, 0);
   EXPECT_EQ(stats.requests_finished + stats.requests_cancelled, 200u);
 }
@@ -376,6 +377,29 @@ TEST_F(EngineTest, TheQueuesTokensAreBounded) {
   std::unique_ptr<RequestHandle> first = Submit(Prompt(60, 5));
   EXPECT_EQ(engine_->Submit(Prompt(60, 5)).status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_TRUE(engine_->Submit(Prompt(40, 5)).ok());
+}
+
+// A request brings room for all it may generate: 400 tokens with 20 alternatives each are over 64 KB.
+TEST_F(EngineTest, TheQueuesMemoryIsBounded) {
+  EngineOptions options = GatedOptions();
+  options.max_waiting_bytes = 100'000;
+  Start(options);
+  std::unique_ptr<RequestHandle> running = Submit(Prompt(4, 500));
+  gate_.Allow(1);
+  EXPECT_EQ(running->Next().kind, Event::Kind::kToken);
+  EXPECT_EQ(engine_->Stats().waiting_bytes, 0u);
+  Request large = Prompt(4, 400);
+  large.top_logprobs = 20;
+  std::unique_ptr<RequestHandle> first = Submit(large);
+  EXPECT_GE(engine_->Stats().waiting_bytes, 400 * 20 * sizeof(TokenLogprob));
+  const absl::Status refused = engine_->Submit(large).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("at most 100000 bytes (--max-waiting-mb)"));
+  EXPECT_TRUE(engine_->Submit(Prompt(4, 400)).ok()) << "the same without alternatives has room";
+  first->Cancel();
+  gate_.Allow(1);
+  EXPECT_TRUE(absl::IsCancelled(Drain(*first).status));
+  EXPECT_TRUE(engine_->Submit(large).ok());
 }
 
 TEST_F(EngineTest, RefusesWhatCannotBeServedAndSaysWhy) {
