@@ -22,7 +22,7 @@ constexpr int kLogitTileRows = 32;
 
 absl::Status CheckOptions(const EngineOptions& o) {
   if (o.max_running_requests < 1 || o.max_step_tokens < 1 || o.prefill_chunk_tokens < 1 || o.max_waiting_requests < 1 ||
-      o.max_waiting_tokens < 1) {
+      o.max_waiting_tokens < 1 || o.max_waiting_bytes < 1) {
     return absl::InvalidArgumentError("limits on steps, chunks, running and waiting requests must be at least 1");
   }
   if (o.max_running_requests > o.max_step_tokens) {
@@ -134,9 +134,9 @@ class EngineImpl final : public Engine {
           absl::StrCat("the request may need ", max_tokens, " tokens of KV cache, the server has ",
                        cache_.num_blocks() * cache_.block_tokens(), " (--kv-cache-mb)"));
     }
-    status = core_.ClaimQueue(prompt_tokens);
-    if (!status.ok()) return status;
     const int slots = request.max_new_tokens + (request.score_prompt ? prompt_tokens - 1 : 0) + 1;
+    status = core_.ClaimQueue(prompt_tokens, RequestState::BytesFor(request, slots, max_tokens, max_blocks));
+    if (!status.ok()) return status;
     auto state = std::make_shared<RequestState>(std::move(request), slots, max_tokens, max_blocks);
     auto handle = std::make_unique<Handle>(state, core_);
     status = core_.Add(std::move(state));

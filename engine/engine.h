@@ -50,6 +50,7 @@ struct EngineOptions {
   int max_running_requests = 256;
   int max_waiting_requests = 1024;
   int64_t max_waiting_tokens = 1 << 20;
+  uint64_t max_waiting_bytes = uint64_t{256} << 20;     // their prompts, and the room for their events
   std::function<void(const StepTrace&)> step_observer;  // called on the engine thread
 };
 
@@ -125,6 +126,7 @@ struct DomainStats {
 struct EngineStats {
   int waiting_requests = 0;
   int64_t waiting_tokens = 0;
+  uint64_t waiting_bytes = 0;
   int running_requests = 0;
   int max_running_seen = 0;  // the most requests that were running in one step since start
   int kv_blocks_in_use = 0;

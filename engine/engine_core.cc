@@ -49,21 +49,26 @@ EngineCore::~EngineCore() {
   thread_.join();
 }
 
-absl::Status EngineCore::ClaimQueue(int prompt_tokens) {
-  if (waiting_requests_.fetch_add(1) >= options_.max_waiting_requests) {
-    waiting_requests_.fetch_sub(1);
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the queue is full: ", options_.max_waiting_requests, " requests are waiting (--max-waiting)"));
+absl::Status EngineCore::ClaimQueue(int prompt_tokens, uint64_t bytes) {
+  const int requests = waiting_requests_.fetch_add(1) + 1;
+  const int64_t tokens = waiting_tokens_.fetch_add(prompt_tokens) + prompt_tokens;
+  const uint64_t all_bytes = waiting_bytes_.fetch_add(bytes) + bytes;
+  std::string why;
+  if (requests > options_.max_waiting_requests) {
+    why = absl::StrCat(options_.max_waiting_requests, " requests are waiting (--max-waiting)");
+  } else if (tokens > options_.max_waiting_tokens) {
+    why = absl::StrCat("at most ", options_.max_waiting_tokens, " prompt tokens may wait (--max-waiting-tokens)");
+  } else if (all_bytes > options_.max_waiting_bytes) {
+    why = absl::StrCat("waiting requests may hold at most ", options_.max_waiting_bytes, " bytes (--max-waiting-mb), ",
+                       "this one needs ", bytes, "; fewer max_tokens or logprobs need less");
   }
-  if (waiting_tokens_.fetch_add(prompt_tokens) + prompt_tokens > options_.max_waiting_tokens) {
-    ReleaseQueue(prompt_tokens);
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the queue is full: at most ", options_.max_waiting_tokens, " prompt tokens may wait"));
-  }
-  return absl::OkStatus();
+  if (why.empty()) return absl::OkStatus();
+  ReleaseQueue(prompt_tokens, bytes);
+  return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", why));
 }
 
-void EngineCore::ReleaseQueue(int prompt_tokens) {
+void EngineCore::ReleaseQueue(int prompt_tokens, uint64_t bytes) {
+  waiting_bytes_.fetch_sub(bytes);
   waiting_tokens_.fetch_sub(prompt_tokens);
   waiting_requests_.fetch_sub(1);
 }
@@ -72,7 +77,7 @@ absl::Status EngineCore::Add(StatePtr state) {
   {
     std::lock_guard lock(mutex_);
     if (stopping_) {
-      ReleaseQueue(state->num_prompt_tokens);
+      ReleaseQueue(*state);
       return absl::UnavailableError("the server is shutting down");
     }
     live_requests_.fetch_add(1);
@@ -87,6 +92,7 @@ EngineStats EngineCore::Stats() const {
   EngineStats stats;
   stats.waiting_requests = waiting_requests_.load();
   stats.waiting_tokens = waiting_tokens_.load();
+  stats.waiting_bytes = waiting_bytes_.load();
   stats.running_requests = running_requests_.load();
   stats.max_running_seen = max_running_seen_.load();
   stats.kv_blocks_in_use = cache_.blocks_in_use();
@@ -151,7 +157,7 @@ void EngineCore::Finish(RequestState& state, FinishReason reason, absl::Status s
   if (state.has_started) {
     running_requests_.fetch_sub(1, std::memory_order_relaxed);
   } else {
-    ReleaseQueue(state.num_prompt_tokens);
+    ReleaseQueue(state);
   }
   (absl::IsCancelled(status) ? cancelled_ : finished_).fetch_add(1, std::memory_order_relaxed);
   live_requests_.fetch_sub(1);
@@ -172,7 +178,7 @@ void EngineCore::ComposeStep(std::span<const ScheduledChunk> chunks) {
     RequestState& state = static_cast<RequestState&>(*chunk.sequence);
     if (!state.has_started) {
       state.has_started = true;
-      ReleaseQueue(state.num_prompt_tokens);
+      ReleaseQueue(state);
       running_requests_.fetch_add(1, std::memory_order_relaxed);
     }
     const int begin = state.num_computed;

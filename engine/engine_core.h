@@ -29,7 +29,7 @@ class EngineCore {
   ~EngineCore();
 
   // Claims room in the queue for a request, before memory is spent on it. ResourceExhausted names the limit.
-  absl::Status ClaimQueue(int prompt_tokens);
+  absl::Status ClaimQueue(int prompt_tokens, uint64_t bytes);
   // Hands over a request whose room was claimed. Unavailable when the core is stopping.
   absl::Status Add(StatePtr state);
   void Notify(const StatePtr& state) {
@@ -66,7 +66,8 @@ class EngineCore {
   void Evaluate(int first, int i, int thread);
   void Deliver(LogitRow& row, std::span<const Logprob> top);
   void Finish(RequestState& state, FinishReason reason, absl::Status status);
-  void ReleaseQueue(int prompt_tokens);
+  void ReleaseQueue(int prompt_tokens, uint64_t bytes);
+  void ReleaseQueue(const RequestState& state) { ReleaseQueue(state.num_prompt_tokens, state.bytes()); }
 
   const EngineOptions& options_;
   Model& model_;
@@ -84,6 +85,7 @@ class EngineCore {
   std::atomic<int> live_requests_{0};
   std::atomic<int> waiting_requests_{0};
   std::atomic<int64_t> waiting_tokens_{0};
+  std::atomic<uint64_t> waiting_bytes_{0};
   std::atomic<int> running_requests_{0};
   std::atomic<int> max_running_seen_{0};
   std::atomic<uint64_t> steps_{0}, preemptions_{0}, finished_{0}, cancelled_{0};

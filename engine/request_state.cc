@@ -4,8 +4,18 @@
 
 namespace scion {
 
+uint64_t RequestState::BytesFor(const Request& request, int num_slots, int max_tokens, int max_blocks) {
+  const uint64_t top_bytes = static_cast<uint64_t>(request.top_logprobs.value_or(0)) * sizeof(TokenLogprob);
+  return sizeof(RequestState) + static_cast<uint64_t>(num_slots) * (sizeof(Slot) + top_bytes) +
+         (static_cast<uint64_t>(max_tokens) + request.prompt.size() + request.stop_token_ids.size()) * sizeof(int32_t) +
+         static_cast<uint64_t>(max_blocks) * sizeof(int32_t) +
+         request.sampling.logit_bias.size() * sizeof(request.sampling.logit_bias[0]);
+}
+
 RequestState::RequestState(Request request, int num_slots, int max_tokens, int max_blocks)
-    : request_(std::move(request)), num_top_(static_cast<size_t>(request_.top_logprobs.value_or(0))) {
+    : request_(std::move(request)),
+      bytes_(BytesFor(request_, num_slots, max_tokens, max_blocks)),
+      num_top_(static_cast<size_t>(request_.top_logprobs.value_or(0))) {
   slots_.resize(static_cast<size_t>(num_slots));
   top_.resize(slots_.size() * num_top_);
   domain = request_.domain;

@@ -20,9 +20,12 @@ class RequestState : public Sequence, public std::enable_shared_from_this<Reques
  public:
   // Makes all the memory that the request will ever need. num_slots: most events, the terminal one included.
   RequestState(Request request, int num_slots, int max_tokens, int max_blocks);
+  // How much that is, to be asked before it is made.
+  static uint64_t BytesFor(const Request& request, int num_slots, int max_tokens, int max_blocks);
 
   // ---- the engine thread ----
   const Request& request() const { return request_; }
+  uint64_t bytes() const { return bytes_; }  // as BytesFor
   // The slot for the next event's alternatives: [top_logprobs], valid until Publish.
   std::span<TokenLogprob> TopSlot();
   void PublishToken(Event::Kind kind, int32_t token_id, std::optional<float> logprob);
@@ -54,6 +57,7 @@ class RequestState : public Sequence, public std::enable_shared_from_this<Reques
   Event EventAt(uint32_t index);
 
   const Request request_;
+  const uint64_t bytes_;
   const size_t num_top_;
   std::vector<Slot> slots_;
   std::vector<TokenLogprob> top_;  // [slots, num_top]

@@ -43,6 +43,7 @@ void AddEngine(const Engine& engine, std::vector<MetricFamily>& families) {
   };
   gauge("scion_requests_waiting", "Requests that wait for their first step", stats.waiting_requests);
   gauge("scion_waiting_tokens", "Prompt tokens of the waiting requests", static_cast<double>(stats.waiting_tokens));
+  gauge("scion_waiting_bytes", "Memory that the waiting requests hold", static_cast<double>(stats.waiting_bytes));
   gauge("scion_requests_running", "Requests that are being computed", stats.running_requests);
   gauge("scion_requests_running_max", "The most requests that were running in one step since start",
         stats.max_running_seen);

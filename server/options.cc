@@ -48,6 +48,7 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   http.port = 8080;
   grpc.port = 8081;
   uint64_t kv_cache_mb = engine.kv_cache_bytes >> 20;
+  uint64_t max_waiting_mb = engine.max_waiting_bytes >> 20;
   int max_body_mb = 4;
   double request_timeout_seconds = 600;
   double drain_timeout_seconds = 30;
@@ -99,6 +100,9 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   limits.add_option("--max-waiting-tokens", engine.max_waiting_tokens, "Prompt tokens that may wait; more get 429")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 32))
       ->capture_default_str();
+  limits.add_option("--max-waiting-mb", max_waiting_mb, "Memory that waiting requests may hold; more get 429")
+      ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 24))
+      ->capture_default_str();
   limits.add_option("--max-connections", http.limits.max_connections, "HTTP connections; more get 503")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
@@ -126,6 +130,7 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   engine.weights = weight_modes.at(weights);
   if (!kv_type.empty()) engine.kv_type = kv_types.at(kv_type);
   engine.kv_cache_bytes = kv_cache_mb << 20;
+  engine.max_waiting_bytes = max_waiting_mb << 20;
   if (options.model_name.empty()) options.model_name = DirectoryName(model);
   http.host = grpc.host = PlainHost(host);
   http.limits.max_body_bytes = static_cast<size_t>(max_body_mb) << 20;

@@ -10,23 +10,28 @@
 #include <tuple>
 
 #include "engine/base/thread_pool.h"
-#include "engine/kernels/tier_tables.h"
 #include "engine/kv_cache/kv_cache.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/model.h"
 #include "engine/scheduler/scheduler.h"
+#include "tests/support/kernel_tables.h"
 #include "tests/support/tiny_model.h"
 
 namespace scion {
 namespace {
 
+using test::AllKernels;
+using test::Kernels;
+
 // Three domains of unequal size, two experts per token, widths that fill no panel, a context beyond 300.
-test::TinyModelOptions TestModel() {
+// Odd sizes, or, where weights are to be rounded to blocks, rows that blocks fill.
+test::TinyModelOptions TestModel(WeightMode weights) {
+  const bool blocks = weights == WeightMode::kQ8 || weights == WeightMode::kQ4;
   test::TinyModelOptions o;
   o.vocab_size = 259;
-  o.hidden_size = 72;
-  o.intermediate_size = 100;
-  o.moe_intermediate_size = 56;
+  o.hidden_size = blocks ? 96 : 72;
+  o.intermediate_size = blocks ? 160 : 100;
+  o.moe_intermediate_size = blocks ? 64 : 56;
   o.num_layers = 4;
   o.sparse_layers = {1, 3};
   o.num_heads = 6;
@@ -62,36 +67,18 @@ struct Loaded {
   std::unique_ptr<KvCache> cache;
 };
 
-// What this machine runs, and the tier of bf16 dot products, emulated where the machine lacks the instruction.
-struct Kernels {
-  std::string name;
-  const kernels::KernelTable* table;
-};
-
-std::vector<Kernels> AllKernels() {
-  std::vector<Kernels> all;
-  for (kernels::Tier tier : kernels::SupportedTiers()) {
-    all.push_back({std::string(kernels::TierName(tier)), &kernels::GetKernels(tier)});
-  }
-#if defined(__x86_64__)
-  if (all.back().name == "avx512") all.push_back({"avx512bf16emulated", &kernels::kEmulatedBf16Table});
-#endif
-  return all;
-}
-
 Loaded LoadModel(const Checkpoint& checkpoint, const Kernels& kernels, WeightMode weights, int threads,
                  int max_step_rows, int num_blocks) {
   Loaded l;
   l.pool = std::make_unique<ThreadPool>(threads);
-  l.model =
-      *Model::Load(checkpoint,
-                   {.tier = kernels.table->tier,
-                    .kernels = kernels.table,
-                    .weights = weights,
-                    .kv_type = weights == WeightMode::kF32 ? kernels::KvType::kF32 : kernels::KvType::kBF16,
-                    .max_step_rows = max_step_rows,
-                    .max_logit_rows = 16},
-                   *l.pool);
+  l.model = *Model::Load(checkpoint,
+                         {.tier = kernels.table->tier,
+                          .kernels = kernels.table,
+                          .weights = weights,
+                          .kv_type = weights == WeightMode::kF32 ? kernels::KvType::kF32 : kernels::KvType::kBF16,
+                          .max_step_rows = max_step_rows,
+                          .max_logit_rows = 16},
+                         *l.pool);
   l.cache = std::make_unique<KvCache>(*KvCache::Create(l.model->KvPlanes(), kernels::kKvBlockTokens, num_blocks));
   return l;
 }
@@ -228,7 +215,7 @@ class BatchInvarianceTest : public testing::TestWithParam<std::tuple<Kernels, We
 TEST_P(BatchInvarianceTest, LogitsHaveTheSameBitsAloneAndInCompany) {
   const auto& [kernels, weights] = GetParam();
   const test::TempDir directory;
-  test::WriteTinyModel(test::MakeTinyModel(TestModel()), directory.path());
+  test::WriteTinyModel(test::MakeTinyModel(TestModel(weights)), directory.path());
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(directory.path());
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   const ModelSpec& spec = (*checkpoint)->spec();
@@ -260,7 +247,7 @@ TEST_P(BatchInvarianceTest, LogitsHaveTheSameBitsAloneAndInCompany) {
 TEST_P(BatchInvarianceTest, ASequenceThatGaveWayComesOutTheSame) {
   const auto& [kernels, weights] = GetParam();
   const test::TempDir directory;
-  test::WriteTinyModel(test::MakeTinyModel(TestModel()), directory.path());
+  test::WriteTinyModel(test::MakeTinyModel(TestModel(weights)), directory.path());
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(directory.path());
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   const std::vector<Prompt> prompts = MakePrompts((*checkpoint)->spec());
@@ -277,10 +264,13 @@ TEST_P(BatchInvarianceTest, ASequenceThatGaveWayComesOutTheSame) {
 
 INSTANTIATE_TEST_SUITE_P(Tiers, BatchInvarianceTest,
                          testing::Combine(testing::ValuesIn(AllKernels()),
-                                          testing::Values(WeightMode::kBF16, WeightMode::kF32)),
+                                          testing::Values(WeightMode::kBF16, WeightMode::kF32, WeightMode::kQ8,
+                                                          WeightMode::kQ4)),
                          [](const auto& info) {
-                           return std::get<0>(info.param).name +
-                                  (std::get<1>(info.param) == WeightMode::kBF16 ? "Bf16" : "Fp32");
+                           std::string name = std::get<0>(info.param).name;
+                           name += '_';
+                           name += WeightModeName(std::get<1>(info.param));
+                           return name;
                          });
 
 }  // namespace

@@ -164,6 +164,48 @@ TEST_F(EngineTest, ScoresEveryPromptTokenButTheFirst) {
   for (size_t i = 0; i < 299; ++i) EXPECT_NEAR(r.logprobs[i], expected[i], 1e-4) << i;
 }
 
+TEST_F(EngineTest, ARequestThatGivesWayInMidTextGivesTheTextThatItGivesAlone) {
+  EngineOptions options = Options();
+  options.kv_cache_bytes = 6 * 3 * 32 * 2 * 2 * 16;  // six blocks of 32 tokens
+  Start(options);
+  std::vector<Request> requests;
+  for (int i = 0; i < 2; ++i) {
+    requests.push_back(Prompt(20, 100, i));  // four blocks at the end
+    requests.back().sampling = {.temperature = 1.0f, .top_k = 0, .top_p = 1, .seed = 77, .logit_bias = {}};
+  }
+  std::vector<Result> alone;
+  for (const Request& request : requests) alone.push_back(Drain(*Submit(request)));
+  ASSERT_EQ(engine_->Stats().preemptions, 0u);
+  // Both at once do not fit; whether the two meet is the scheduler's affair, so they are sent until they did.
+  while (engine_->Stats().preemptions == 0) {
+    std::unique_ptr<RequestHandle> first = Submit(requests[0]);
+    std::unique_ptr<RequestHandle> second = Submit(requests[1]);
+    EXPECT_EQ(Drain(*first).tokens, alone[0].tokens);
+    EXPECT_EQ(Drain(*second).tokens, alone[1].tokens);
+  }
+}
+
+// A decode that needs one block more takes those of the scoring request, which has given some of its scores by then.
+TEST_F(EngineTest, ScoresComeOnceThoughTheRequestGivesWayMidway) {
+  EngineOptions options = Options();
+  options.kv_cache_bytes = 6 * 3 * 32 * 2 * 2 * 16;  // six blocks of 32 tokens
+  options.prefill_chunk_tokens = 8;
+  options.step_observer = [this](const StepTrace&) { gate_.Pass(); };
+  Start(options);
+  Request score = Prompt(150, 0, 1);  // five blocks
+  score.score_prompt = true;
+  std::unique_ptr<RequestHandle> decoding = Submit(Prompt(20, 60));  // one block, then three
+  gate_.Allow(3);
+  EXPECT_EQ(decoding->Next().kind, Event::Kind::kToken);
+  std::unique_ptr<RequestHandle> scoring = Submit(score);
+  gate_.Allow(1 << 20);
+  const Result r = Drain(*scoring);
+  EXPECT_TRUE(Drain(*decoding).status.ok());
+  EXPECT_GT(engine_->Stats().preemptions, 0u);
+  EXPECT_EQ(r.reason, FinishReason::kScored);
+  EXPECT_EQ(r.tokens, std::vector<int32_t>(score.prompt.begin() + 1, score.prompt.end()));
+}
+
 TEST_F(EngineTest, AOneTokenScoreEndsAtOnceWithNoScores) {
   Start(Options());
   Request request = Prompt(1, 0);
@@ -283,6 +325,7 @@ TEST_F(EngineTest, EveryRequestEndsWithExactlyOneTerminalEventWhateverHappens) {
   EXPECT_EQ(stats.kv_blocks_in_use, 0);
   EXPECT_EQ(stats.waiting_requests, 0);
   EXPECT_EQ(stats.waiting_tokens, 0);
+  EXPECT_EQ(stats.waiting_bytes, 0u);
   EXPECT_EQ(stats.running_requests, 0);
   EXPECT_EQ(stats.requests_finished + stats.requests_cancelled, 200u);
 }
@@ -311,6 +354,18 @@ TEST_F(EngineTest, ADeadlineEndsARequestThatWaits) {
   late.deadline = absl::Now();
   std::unique_ptr<RequestHandle> handle = Submit(late);
   gate_.Allow(1);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(Drain(*handle).status));
+}
+
+TEST_F(EngineTest, ADeadlineEndsARequestThatRuns) {
+  Start(GatedOptions());
+  Request request = Prompt(4, 500);
+  request.deadline = absl::Now() + absl::Milliseconds(200);
+  std::unique_ptr<RequestHandle> handle = Submit(request);
+  gate_.Allow(1);
+  EXPECT_EQ(handle->Next().kind, Event::Kind::kToken);
+  Await([&] { return absl::Now() >= request.deadline; });
+  gate_.Allow(1 << 20);
   EXPECT_TRUE(absl::IsDeadlineExceeded(Drain(*handle).status));
 }
 
@@ -343,6 +398,29 @@ TEST_F(EngineTest, TheQueuesTokensAreBounded) {
   std::unique_ptr<RequestHandle> first = Submit(Prompt(60, 5));
   EXPECT_EQ(engine_->Submit(Prompt(60, 5)).status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_TRUE(engine_->Submit(Prompt(40, 5)).ok());
+}
+
+// A request brings room for all it may generate: 400 tokens with 20 alternatives each are over 64 KB.
+TEST_F(EngineTest, TheQueuesMemoryIsBounded) {
+  EngineOptions options = GatedOptions();
+  options.max_waiting_bytes = 100'000;
+  Start(options);
+  std::unique_ptr<RequestHandle> running = Submit(Prompt(4, 500));
+  gate_.Allow(1);
+  EXPECT_EQ(running->Next().kind, Event::Kind::kToken);
+  EXPECT_EQ(engine_->Stats().waiting_bytes, 0u);
+  Request large = Prompt(4, 400);
+  large.top_logprobs = 20;
+  std::unique_ptr<RequestHandle> first = Submit(large);
+  EXPECT_GE(engine_->Stats().waiting_bytes, 400 * 20 * sizeof(TokenLogprob));
+  const absl::Status refused = engine_->Submit(large).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("at most 100000 bytes (--max-waiting-mb)"));
+  EXPECT_TRUE(engine_->Submit(Prompt(4, 400)).ok()) << "the same without alternatives has room";
+  first->Cancel();
+  gate_.Allow(1);
+  EXPECT_TRUE(absl::IsCancelled(Drain(*first).status));
+  EXPECT_TRUE(engine_->Submit(large).ok());
 }
 
 TEST_F(EngineTest, RefusesWhatCannotBeServedAndSaysWhy) {
@@ -401,6 +479,16 @@ TEST_F(EngineTest, NotifyIsCalledForEventsBeforeAndAfterItIsSet) {
     if (!ended) Await([&] { return calls > seen; });
   }
   EXPECT_EQ(events, 51);
+}
+
+TEST_F(EngineTest, NotifyIsCalledForARequestThatHasEndedBefore) {
+  Start(Options());
+  std::unique_ptr<RequestHandle> handle = Submit(Prompt(4, 5));
+  Await([&] { return engine_->Idle(); });
+  std::atomic<bool> called{false};
+  handle->SetNotify([&] { called = true; });
+  Await([&] { return called.load(); });
+  EXPECT_TRUE(Drain(*handle).status.ok());
 }
 
 TEST_F(EngineTest, CountsTheTokensThatEachExpertSaw) {

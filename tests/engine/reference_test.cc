@@ -14,35 +14,21 @@
 
 #include "engine/base/file.h"
 #include "engine/base/thread_pool.h"
-#include "engine/kernels/tier_tables.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/model.h"
 #include "engine/model/safetensors.h"
+#include "tests/support/kernel_tables.h"
 
 namespace scion {
 namespace {
 
+using test::AllKernels;
+using test::Kernels;
 
 const std::filesystem::path kSource = SCION_SOURCE_DIR;
 constexpr double kFp32Bound = 1e-4;  // of the largest |logit|
 constexpr double kBf16MeanKl = 1e-3;
 constexpr double kSureMargin = 0.05;
-
-struct Kernels {
-  std::string name;
-  const kernels::KernelTable* table;
-};
-
-std::vector<Kernels> AllKernels() {
-  std::vector<Kernels> all;
-  for (kernels::Tier tier : kernels::SupportedTiers()) {
-    all.push_back({std::string(kernels::TierName(tier)), &kernels::GetKernels(tier)});
-  }
-#if defined(__x86_64__)
-  if (all.back().name == "avx512") all.push_back({"avx512bf16emulated", &kernels::kEmulatedBf16Table});
-#endif
-  return all;
-}
 
 // A golden file: every tensor as raw bytes.
 class GoldenFile {

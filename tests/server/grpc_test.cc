@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -109,6 +110,7 @@ TEST_F(GrpcTest, GenerateStreamsTextTokensAndOneFinish) {
   request_.set_domain("cpp");
   request_.set_max_tokens(5);
   request_.set_logprobs(1);
+  request_.set_ignore_eos(true);
   request_.mutable_sampling()->set_temperature(0.25f);
   request_.mutable_sampling()->set_seed(9);
   (*request_.mutable_sampling()->mutable_logit_bias())[7] = -3;
@@ -118,6 +120,7 @@ TEST_F(GrpcTest, GenerateStreamsTextTokensAndOneFinish) {
   EXPECT_EQ(request->PromptText(), "hi");
   EXPECT_EQ(request->request().domain, 1);
   EXPECT_EQ(request->request().max_new_tokens, 5);
+  EXPECT_TRUE(request->request().ignore_eos);
   EXPECT_EQ(request->request().sampling.temperature, 0.25f);
   EXPECT_EQ(request->request().sampling.seed, 9u);
   EXPECT_THAT(request->request().sampling.logit_bias, ElementsAre(testing::Pair(7, -3.0f)));
@@ -144,6 +147,22 @@ TEST_F(GrpcTest, GenerateStreamsTextTokensAndOneFinish) {
   EXPECT_EQ(response.finish().reason(), v1::Finish::LENGTH);
   EXPECT_EQ(response.finish().usage().prompt_tokens(), 2);
   EXPECT_EQ(response.finish().usage().completion_tokens(), 2);
+}
+
+TEST_F(GrpcTest, AStopStringEndsTheTextBeforeItAndTheWorkAtOnce) {
+  request_.add_stop("END");
+  auto reader = stub_->Generate(&context_, request_);
+  const auto request = server_.engine().Take();
+  ASSERT_TRUE(request);
+  EXPECT_FALSE(request->request().ignore_eos);
+  request->EmitText("xENDy");
+  EXPECT_TRUE(request->WaitCancelled());
+  v1::GenerateResponse response;
+  std::string text;
+  while (reader->Read(&response)) text += response.text();
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(text, "x");
+  EXPECT_EQ(response.finish().reason(), v1::Finish::STOP);
 }
 
 TEST_F(GrpcTest, AnErrorIsTheStatus) {
@@ -259,6 +278,21 @@ TEST_F(GrpcTest, ScoreGivesTheLogprobOfEveryTokenButTheFirst) {
   EXPECT_EQ(submitted->request().max_new_tokens, 0);
 }
 
+TEST_F(GrpcTest, AScoreThatIsCancelledFreesItsWork) {
+  v1::ScoreRequest request;
+  request.set_text("abc");
+  v1::ScoreResponse response;
+  grpc::Status status;
+  std::thread call([&] { status = stub_->Score(&context_, request, &response); });
+  const auto submitted = server_.engine().Take();
+  EXPECT_TRUE(submitted);
+  context_.TryCancel();
+  EXPECT_TRUE(submitted && submitted->WaitCancelled());
+  call.join();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::CANCELLED);
+  WaitForNoCalls();
+}
+
 TEST_F(GrpcTest, TokenizeDetokenizeAndListDomains) {
   v1::TokenizeRequest text;
   text.set_text("ab");
@@ -354,6 +388,39 @@ TEST_F(GrpcTest, StoppingEndsACallThatIsLeft) {
   server_->Stop();
   EXPECT_TRUE(request->cancelled());
   EXPECT_FALSE(reader->Finish().ok());
+}
+
+class ImpatientGrpcTest : public GrpcTest {
+ protected:
+  static ServerOptions Impatient() {
+    ServerOptions options = TestServer::DefaultOptions();
+    options.request_timeout = absl::Seconds(100);
+    return options;
+  }
+  ImpatientGrpcTest() : GrpcTest(Impatient()) {}
+};
+
+TEST_F(ImpatientGrpcTest, WithoutADeadlineOfTheClientTheServersIsTheRequests) {
+  server_.engine().SetReply([](FakeRequest& request) { request.Finish(FinishReason::kStop); });
+  EXPECT_TRUE(Ask().ok());
+  const auto generated = server_.engine().Take();
+  ASSERT_TRUE(generated);
+  EXPECT_LE(generated->request().deadline, absl::Now() + absl::Seconds(100));
+  v1::ScoreRequest score;
+  score.set_text("abc");
+  v1::ScoreResponse response;
+  grpc::ClientContext no_deadline;
+  EXPECT_TRUE(stub_->Score(&no_deadline, score, &response).ok());
+  const auto scored = server_.engine().Take();
+  ASSERT_TRUE(scored);
+  EXPECT_LE(scored->request().deadline, absl::Now() + absl::Seconds(100));
+  // The nearer of the two counts.
+  grpc::ClientContext near;
+  near.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(50));
+  EXPECT_TRUE(stub_->Score(&near, score, &response).ok());
+  const auto soon = server_.engine().Take();
+  ASSERT_TRUE(soon);
+  EXPECT_LT(soon->request().deadline, absl::Now() + absl::Seconds(75));
 }
 
 class TightGrpcTest : public GrpcTest {

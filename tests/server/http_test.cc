@@ -70,6 +70,19 @@ TEST(HttpTest, AWholeCompletion) {
   EXPECT_EQ(body["usage"], json({{"prompt_tokens", 2}, {"completion_tokens", 2}, {"total_tokens", 4}}));
 }
 
+TEST(HttpTest, TheHeaderMayNameTheDomain) {
+  TestServer server;
+  for (const char* path : {kCompletions, kChat}) {
+    const std::string body =
+        path == kChat ? R"({"messages": [{"role": "user", "content": "hi"}]})" : R"({"prompt": "hi"})";
+    RawClient client(server.http_port());
+    client.Send(PostText(path, body, "X-Scion-Domain: cpp\r\n"));
+    const auto request = server.engine().Take();
+    ASSERT_TRUE(request);
+    EXPECT_EQ(request->request().domain, 1) << path;
+  }
+}
+
 TEST(HttpTest, AStreamedCompletionHasOneEndAndThenDone) {
   TestServer server;
   RawClient client(server.http_port());
@@ -485,7 +498,9 @@ TEST(HttpTest, Http10GetsAStreamThatEndsWithTheConnection) {
 TEST(HttpTest, BeforeTheModelIsThereTheServerLivesButIsNotReady) {
   TestServer server(TestServer::DefaultOptions(), /*open=*/false);
   EXPECT_EQ(Get(server.http_port(), "/healthz").status, 200);
-  EXPECT_EQ(Get(server.http_port(), "/readyz").status, 503);
+  const RawResponse starting = Get(server.http_port(), "/readyz");
+  EXPECT_EQ(starting.status, 503);
+  EXPECT_EQ(starting.headers.count("retry-after"), 1u);
   EXPECT_EQ(Get(server.http_port(), "/v1/models").status, 503);
   const RawResponse refused = Post(server.http_port(), kCompletions, R"({"prompt": "a"})");
   EXPECT_EQ(refused.status, 503);

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
+#include <thread>
 #include <vector>
 
 namespace scion {
@@ -68,6 +70,21 @@ TEST_P(ThreadPoolTest, PoolsComeAndGo) {
     std::atomic<int> sum = 0;
     if (i % 2 == 0) pool.ParallelFor(10, [&](int task, int) { sum += task; });
     EXPECT_EQ(sum, i % 2 == 0 ? 45 : 0);
+  }
+}
+
+// Every task waits for all the others to begin: a thread that is not woken leaves them waiting for ever.
+TEST_P(ThreadPoolTest, SleepingThreadsAreWoken) {
+  for (int repetition = 0; repetition < 5; ++repetition) {
+    // Long enough for idle threads to have stopped spinning.
+    const auto begin = std::chrono::steady_clock::now();
+    while (std::chrono::steady_clock::now() - begin < std::chrono::milliseconds(10)) std::this_thread::yield();
+    std::atomic<int> begun = 0;
+    pool_.ParallelFor(GetParam(), [&](int, int) {
+      ++begun;
+      while (begun < GetParam()) std::this_thread::yield();
+    });
+    EXPECT_EQ(begun, GetParam());
   }
 }
 
