@@ -63,8 +63,9 @@ std::string Tokenizer::Decode(std::span<const int32_t> ids, bool skip_special, T
 void AppendTokenText(const Tokenizer& tokenizer, int32_t id, bool skip_special, bool& drop_space, std::string& out) {
   std::string_view bytes = tokenizer.TokenBytes(id);
   if (bytes.empty()) return;
-  if (drop_space && bytes[0] == ' ') bytes.remove_prefix(1);
-  drop_space = tokenizer.SpacePrefixAfter(id);
+  const bool added = tokenizer.SpacePrefixAfter(id);  // no space goes before an added token, which may begin with one
+  if (drop_space && !added && bytes[0] == ' ') bytes.remove_prefix(1);
+  drop_space = added;
   if (!skip_special || !tokenizer.IsSpecial(id)) out.append(bytes);
 }
 

@@ -115,6 +115,16 @@ TEST(SentencePieceBpeTest, DecodingTakesAwayOnlyTheSpaceThatEncodingAdded) {
   EXPECT_EQ(tokenizer->Decode(ids, /*skip_special=*/false, TextPart::kContinuation), " a<|x|>a a<tool>b");
 }
 
+TEST(SentencePieceBpeTest, AnAddedTokenKeepsItsOwnSpace) {
+  GgufVocabulary vocabulary = text_test::SmallSentencePieceGguf();
+  vocabulary.tokens[kTool] = " <tool>";
+  const auto tokenizer = LoadGguf(std::move(vocabulary));
+  ASSERT_NE(tokenizer, nullptr);
+  for (const char* text : {" <tool>", " <tool> <tool>a", "<|x|> <tool> a"}) {
+    EXPECT_EQ(tokenizer->Decode(Encode(*tokenizer, text), /*skip_special=*/false), text);
+  }
+}
+
 TEST(SentencePieceBpeTest, AStreamGivesTheSameTextAsOneDecoding) {
   std::mt19937 random(5);
   for (const bool add_space_prefix : {false, true}) {
