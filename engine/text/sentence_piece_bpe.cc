@@ -101,6 +101,10 @@ absl::Status SentencePieceBpe::ReadTokens(GgufVocabulary& vocabulary) {
       longest_piece_ = std::max(longest_piece_, text.size());
     }
   }
+  if (FindPiece(kEscapedSpace) == nullptr) {
+    // Its bytes would not decode to a space.
+    return absl::InvalidArgumentError("there is no token for U+2581, the space");
+  }
   if (num_bytes == byte_ids.size()) {
     byte_ids_ = byte_ids;
   } else if (num_bytes > 0) {

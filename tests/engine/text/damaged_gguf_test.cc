@@ -121,6 +121,7 @@ const Damage kByteLevel[] = {
 
 const Damage kSentencePiece[] = {
     {"NoScores", [](V& v) { v.scores.clear(); }, kInvalid, "scores"},
+    {"NoSpace", [](V& v) { v.types[259] = 5; }, kInvalid, "no token for U+2581"},
     {"NanScore", [](V& v) { v.scores[260] = std::numeric_limits<float>::quiet_NaN(); }, kInvalid, "token 260"},
     {"InfiniteScore", [](V& v) { v.scores[0] = -std::numeric_limits<float>::infinity(); }, kInvalid, "token 0"},
     {"NoByteTokensNorUnknown",
@@ -151,15 +152,15 @@ TEST(DamagedGgufTest, TheUndamagedOnesLoad) {
   for (V vocabulary : {text_test::SmallByteLevelGguf(), text_test::SmallSentencePieceGguf()}) {
     EXPECT_TRUE(Tokenizer::FromGguf(vocabulary).ok());
     // Values at the edge of what is refused.
-    vocabulary.tokens[259].assign(2048, 'a');
-    vocabulary.types[259] = 1;
+    vocabulary.tokens.back().assign(2048, 'a');
+    vocabulary.types.back() = 1;
     vocabulary.eos_token_id = static_cast<int32_t>(vocabulary.tokens.size()) - 1;
     vocabulary.bos_token_id = 0;
     vocabulary.add_bos = true;
     EXPECT_TRUE(Tokenizer::FromGguf(vocabulary).ok()) << Tokenizer::FromGguf(vocabulary).status().ToString();
-    vocabulary.types.assign(vocabulary.types.size(), 1);
     vocabulary.types.clear();
     vocabulary.bos_token_id.reset();
+    vocabulary.eos_token_id.reset();
     vocabulary.add_bos.reset();
     EXPECT_TRUE(Tokenizer::FromGguf(vocabulary).ok()) << Tokenizer::FromGguf(vocabulary).status().ToString();
   }

@@ -216,9 +216,9 @@ TEST(SentencePieceBpeTest, EqualsTheNaiveAlgorithmWithManyEqualScores) {
   for (int round = 0; round < 60; ++round) {
     GgufVocabulary vocabulary = text_test::SmallSentencePieceGguf();
     vocabulary.add_space_prefix = false;
-    vocabulary.tokens.resize(kSpace);
-    vocabulary.scores.resize(kSpace);
-    vocabulary.types.resize(kSpace);
+    vocabulary.tokens.resize(kA);
+    vocabulary.scores.resize(kA);
+    vocabulary.types.resize(kA);
     const auto add = [&](const std::string& text) {
       if (std::find(vocabulary.tokens.begin(), vocabulary.tokens.end(), text) != vocabulary.tokens.end()) return;
       vocabulary.tokens.push_back(text);
@@ -227,8 +227,8 @@ TEST(SentencePieceBpeTest, EqualsTheNaiveAlgorithmWithManyEqualScores) {
     };
     for (const char* letter : {"a", "b", "c"}) add(letter);
     for (int i = 0; i < 25; ++i) {
-      const size_t plain = vocabulary.tokens.size() - kSpace;
-      add(vocabulary.tokens[kSpace + random() % plain] + vocabulary.tokens[kSpace + random() % plain]);
+      const size_t plain = vocabulary.tokens.size() - kA;
+      add(vocabulary.tokens[kA + random() % plain] + vocabulary.tokens[kA + random() % plain]);
     }
     const auto tokenizer = LoadGguf(vocabulary);
     ASSERT_NE(tokenizer, nullptr);
