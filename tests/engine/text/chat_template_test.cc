@@ -128,7 +128,6 @@ TEST_P(ShippedTemplateTest, RendersAsJinjaDoes) {
     }
     ASSERT_TRUE(rendered[i].is_string());
     const std::string text = rendered[i];
-    // Some control characters have no token in the small vocabulary, as in SmolLM2's own.
     EXPECT_EQ(tokenizer->Decode(*ids, /*skip_special=*/false), text);
     bool special_text = false;
     for (const ChatMessage& message : messages) {
