@@ -41,13 +41,17 @@ void BpeMerges::Encode(std::string_view bytes, Scratch& scratch, std::vector<int
 
 void BpeMerges::EncodeChunk(std::string_view bytes, Scratch& scratch, std::vector<int32_t>& ids) const {
   auto& [symbol, previous, next, queue] = scratch;
-  const uint32_t size = static_cast<uint32_t>(bytes.size());
-  symbol.resize(size);
+  symbol.clear();
+  for (const char byte : bytes) {
+    const int32_t id = byte_ids_[static_cast<uint8_t>(byte)];
+    if (id != kNoToken) symbol.push_back(id);
+  }
+  if (symbol.empty()) return;
+  const uint32_t size = static_cast<uint32_t>(symbol.size());
   previous.resize(size);
   next.resize(size);
   queue.clear();
   for (uint32_t i = 0; i < size; ++i) {
-    symbol[i] = byte_ids_[static_cast<uint8_t>(bytes[i])];
     previous[i] = i == 0 ? kNone : i - 1;
     next[i] = i + 1 == size ? kNone : i + 1;
   }

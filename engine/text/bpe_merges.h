@@ -15,6 +15,7 @@ namespace scion {
 
 class BpeMerges {
  public:
+  static constexpr int32_t kNoToken = -1;
   struct Merge {
     int32_t left;
     int32_t right;
@@ -27,7 +28,8 @@ class BpeMerges {
     std::vector<uint64_t> queue;  // rank << 32 | position, a heap with the smallest on top
   };
 
-  // `merges` in order of rank; of a pair that comes twice the last counts. byte_ids: [256], the token of each byte.
+  // `merges` in order of rank; of a pair that comes twice the last counts. byte_ids: [256], the token of each byte;
+  // a byte with kNoToken is left out, and its neighbours become neighbours.
   BpeMerges(std::vector<int32_t> byte_ids, const std::vector<Merge>& merges);
 
   // Appends the tokens of one pre-token.

@@ -1,9 +1,9 @@
 #include "engine/text/byte_level_bpe.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "engine/base/status.h"
+#include "engine/text/affixes.h"
 #include "engine/text/byte_alphabet.h"
 #include "engine/text/nfc.h"
 #include "engine/text/utf8.h"
@@ -11,20 +11,7 @@
 namespace scion {
 namespace {
 
-constexpr int32_t kNoToken = -1;
-
-// Calls on_text and on_token for what lies between the trie's tokens, and for the tokens, in order.
-template <typename OnText, typename OnToken>
-void CutOutTokens(const TokenTrie& trie, std::string_view text, OnText on_text, OnToken on_token) {
-  size_t position = 0;
-  TokenTrie::Match match;
-  while (trie.Find(text, position, match)) {
-    if (match.begin > position) on_text(text.substr(position, match.begin - position));
-    on_token(match.id);
-    position = match.begin + match.length;
-  }
-  if (position < text.size()) on_text(text.substr(position));
-}
+constexpr int32_t kNoToken = BpeMerges::kNoToken;
 
 }  // namespace
 
@@ -48,7 +35,10 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ByteLevelBpe::Create(TokenizerSpec sp
   }
   for (int byte = 0; byte < 256; ++byte) {
     if (byte_ids[byte] != kNoToken) continue;
-    return absl::InvalidArgumentError(absl::StrCat("model: vocab has no token for byte ", byte));
+    // Without these it is no vocabulary in the byte alphabet; rare ones a trainer may not have seen.
+    const bool needed = byte == '\n' || (byte >= ' ' && byte <= '~');
+    if (spec.bytes_may_lack_tokens && !needed) continue;
+    return absl::InvalidArgumentError(absl::StrCat("the vocabulary has no token for byte ", byte));
   }
   return std::unique_ptr<Tokenizer>(
       new ByteLevelBpe(std::move(spec), std::move(pre_tokenizer), std::move(byte_ids), std::move(bytes_of_id)));
@@ -91,7 +81,7 @@ void ByteLevelBpe::Encode(std::string_view text, const EncodeOptions& options, s
       added_.in_raw_text[options.parse_special], text,
       [&](std::string_view bytes) { EncodeBytes(bytes, options.parse_special, scratch, ids); },
       [&](int32_t id) { ids.push_back(id); });
-  if (options.add_special) AddAffixes(begin, ids);
+  if (options.add_special) AddAffixes(spec_.prefix, spec_.suffix, begin, ids);
 }
 
 void ByteLevelBpe::EncodeBytes(std::string_view bytes, bool parse_special, Scratch& scratch,
@@ -143,15 +133,6 @@ void ByteLevelBpe::EncodePreToken(std::string_view bytes, Scratch& scratch, std:
     }
   }
   merges_.Encode(bytes, scratch.merges, ids);
-}
-
-void ByteLevelBpe::AddAffixes(size_t begin, std::vector<int32_t>& ids) const {
-  const std::vector<int32_t>& prefix = spec_.prefix;
-  const std::vector<int32_t>& suffix = spec_.suffix;
-  const bool has_prefix = ids.size() >= prefix.size() && std::equal(prefix.begin(), prefix.end(), ids.begin());
-  if (!has_prefix) ids.insert(ids.begin() + begin, prefix.begin(), prefix.end());
-  const bool has_suffix = ids.size() >= suffix.size() && std::equal(suffix.rbegin(), suffix.rend(), ids.rbegin());
-  if (!has_suffix) ids.insert(ids.end(), suffix.begin(), suffix.end());
 }
 
 std::string_view ByteLevelBpe::TokenBytes(int32_t id) const {

@@ -1,7 +1,8 @@
 // The byte-level BPE tokenizer: added tokens are cut out, the rest is normalised, pre-tokenized, merged.
 //
 // Where the text is not UTF-8, its well-formed stretches are encoded one by one, and the bytes between two of them are
-// one pre-token that neither the normalizer nor the pre-tokenizer sees.
+// one pre-token that neither the normalizer nor the pre-tokenizer sees. A byte without a token (which only a GGUF
+// file's vocabulary may have: SmolLM2's has none for 0xF5) is left out of the text, as in Hugging Face's `tokenizers`.
 #pragma once
 
 #include <memory>
@@ -51,7 +52,6 @@ class ByteLevelBpe : public Tokenizer {
   void EncodeText(std::string_view text, bool parse_special, Scratch& scratch, std::vector<int32_t>& ids) const;
   void EncodePlain(std::string_view text, Scratch& scratch, std::vector<int32_t>& ids) const;
   void EncodePreToken(std::string_view bytes, Scratch& scratch, std::vector<int32_t>& ids) const;
-  void AddAffixes(size_t begin, std::vector<int32_t>& ids) const;
 
   TokenizerSpec spec_;
   PreTokenizer pre_tokenizer_;

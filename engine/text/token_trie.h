@@ -34,4 +34,17 @@ class TokenTrie {
   absl::flat_hash_map<uint64_t, uint32_t> children_;  // node << 8 | byte
 };
 
+// Calls on_text and on_token for what lies between the trie's tokens, and for the tokens, in order.
+template <typename OnText, typename OnToken>
+void CutOutTokens(const TokenTrie& trie, std::string_view text, OnText on_text, OnToken on_token) {
+  size_t position = 0;
+  TokenTrie::Match match;
+  while (trie.Find(text, position, match)) {
+    if (match.begin > position) on_text(text.substr(position, match.begin - position));
+    on_token(match.id);
+    position = match.begin + match.length;
+  }
+  if (position < text.size()) on_text(text.substr(position));
+}
+
 }  // namespace scion

@@ -5,6 +5,9 @@
 #include "engine/base/file.h"
 #include "engine/base/status.h"
 #include "engine/text/byte_level_bpe.h"
+#include "engine/text/gguf_spec.h"
+#include "engine/text/sentence_piece_bpe.h"
+#include "engine/text/token_text.h"
 #include "engine/text/tokenizer_spec.h"
 
 namespace scion {
@@ -33,13 +36,37 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Parse(std::string_view tok
   return tokenizer;
 }
 
-std::string Tokenizer::Decode(std::span<const int32_t> ids, bool skip_special) const {
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromGguf(GgufVocabulary vocabulary) {
+  const auto read = [&]() -> absl::StatusOr<std::unique_ptr<Tokenizer>> {
+    SCION_RETURN_IF_ERROR(CheckGgufVocabulary(vocabulary));
+    if (vocabulary.model == "llama") return SentencePieceBpe::Create(std::move(vocabulary));
+    if (vocabulary.model != "gpt2") {
+      return absl::UnimplementedError(absl::StrCat("model: ", Quoted(vocabulary.model), " is not supported"));
+    }
+    SCION_ASSIGN_OR_RETURN(TokenizerSpec spec, ByteLevelSpecOfGguf(std::move(vocabulary)));
+    return ByteLevelBpe::Create(std::move(spec));
+  };
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = read();
+  if (!tokenizer.ok()) return Annotate(tokenizer.status(), "tokenizer.ggml");
+  return tokenizer;
+}
+
+bool Tokenizer::SpacePrefixAfter(std::optional<int32_t>) const { return false; }
+
+std::string Tokenizer::Decode(std::span<const int32_t> ids, bool skip_special, TextPart part) const {
   std::string bytes;
-  for (const int32_t id : ids) {
-    if (skip_special && IsSpecial(id)) continue;
-    bytes.append(TokenBytes(id));
-  }
+  bool drop_space = part == TextPart::kBeginning && SpacePrefixAfter(std::nullopt);
+  for (const int32_t id : ids) AppendTokenText(*this, id, skip_special, drop_space, bytes);
   return bytes;
+}
+
+void AppendTokenText(const Tokenizer& tokenizer, int32_t id, bool skip_special, bool& drop_space, std::string& out) {
+  std::string_view bytes = tokenizer.TokenBytes(id);
+  if (bytes.empty()) return;
+  const bool added = tokenizer.SpacePrefixAfter(id);  // no space goes before an added token, which may begin with one
+  if (drop_space && !added && bytes[0] == ' ') bytes.remove_prefix(1);
+  drop_space = added;
+  if (!skip_special || !tokenizer.IsSpecial(id)) out.append(bytes);
 }
 
 }  // namespace scion

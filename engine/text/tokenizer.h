@@ -1,6 +1,8 @@
-// Byte-level BPE read from a Hugging Face tokenizer.json (GPT-2's byte alphabet, a regex pre-tokenizer, ranked merges).
+// Text to token ids and back: byte-level BPE from a Hugging Face tokenizer.json or a GGUF file, SentencePiece's BPE
+// from a GGUF file.
 //
-// Any byte sequence can be encoded; decoding what was encoded gives the same bytes back. Thread-safe once loaded.
+// Any byte sequence can be encoded; decoding what was encoded gives the same bytes back, up to what the model's own
+// tokenizer changes (README.md). Thread-safe once loaded.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +15,13 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/text/gguf_vocabulary.h"
 
 namespace scion {
+
+// Where the text of some tokens stands: the space that a tokenizer puts before a text is taken away at its beginning,
+// but tokens that go on a prompt's text keep theirs.
+enum class TextPart : uint8_t { kBeginning, kContinuation };
 
 class Tokenizer {
  public:
@@ -31,6 +38,8 @@ class Tokenizer {
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::filesystem::path& directory);
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Parse(std::string_view tokenizer_json,
                                                           std::string_view tokenizer_config_json);
+  // The vocabulary inside a GGUF file, as hostile as any; the same errors, the messages begin with "tokenizer.ggml".
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> FromGguf(GgufVocabulary vocabulary);
   virtual ~Tokenizer() = default;
 
   // Appends to ids.
@@ -43,20 +52,25 @@ class Tokenizer {
   virtual std::optional<int32_t> FindSpecial(std::string_view text) const = 0;
   virtual std::optional<int32_t> bos_token_id() const = 0;
   virtual std::optional<int32_t> eos_token_id() const = 0;
-  // tokenizer_config.json's chat_template, if any.
+  // The file's own chat_template, if any.
   virtual const std::optional<std::string>& chat_template() const = 0;
 
+  // Whether Encode puts a space before text that follows this token, or that a text begins with (nullopt). Decoding
+  // takes one space away there.
+  virtual bool SpacePrefixAfter(std::optional<int32_t> id) const;
+
   // Bytes of all ids; invalid UTF-8 is kept as it is.
-  std::string Decode(std::span<const int32_t> ids, bool skip_special) const;
+  std::string Decode(std::span<const int32_t> ids, bool skip_special, TextPart part = TextPart::kBeginning) const;
 };
 
 // Turns a stream of tokens into text that is valid UTF-8 at every step: bytes of an unfinished character are held back
 // until it is complete; bytes that can't become a character turn into U+FFFD (as Unicode recommends: one per maximal
-// ill-formed subsequence). The concatenation of all outputs equals the one-shot decoding with replacement.
+// ill-formed subsequence). The concatenation of all outputs equals the one-shot decoding of the same part, with
+// replacement. The tokens of a stream are generated ones, which go on a prompt, unless it is said otherwise.
 class IncrementalDetokenizer {
  public:
-  explicit IncrementalDetokenizer(const Tokenizer& tokenizer, bool skip_special = true)
-      : tokenizer_(tokenizer), skip_special_(skip_special) {}
+  explicit IncrementalDetokenizer(const Tokenizer& tokenizer, bool skip_special = true,
+                                  TextPart part = TextPart::kContinuation);
   // Appends the text that has become certain to `out`.
   void Push(int32_t id, std::string& out);
   // The end: whatever is held back becomes U+FFFD.
@@ -65,6 +79,7 @@ class IncrementalDetokenizer {
  private:
   const Tokenizer& tokenizer_;
   bool skip_special_;
+  bool drop_space_;  // the next text's, if it begins with one
   std::string pending_;
 };
 

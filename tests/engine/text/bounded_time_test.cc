@@ -61,6 +61,39 @@ TEST_P(BoundedTimeTest, AMegabyteOfOneKindTakesUnderTwoSeconds) {
 INSTANTIATE_TEST_SUITE_P(Styles, BoundedTimeTest, testing::ValuesIn(text_test::kStyles),
                          [](const auto& info) { return std::string(info.param); });
 
+class GgufBoundedTimeTest : public testing::TestWithParam<std::string_view> {};
+
+TEST_P(GgufBoundedTimeTest, AMegabyteOfOneKindTakesUnderASecond) {
+  const auto tokenizer = text_test::LoadGguf(text_test::ReadGgufVocabulary(GetParam()));
+  ASSERT_NE(tokenizer, nullptr);
+  for (const std::string_view piece :
+       {"a", "e", "abcdefghij", " ", "-", "1", "\u4e2d", "\xFF", "\xE4\xB8", "a ", "int "}) {
+    const std::string input = Repeat(piece, kMegabyte);
+    std::vector<int32_t> ids;
+    EXPECT_LT(CpuSeconds([&] { ids = Encode(*tokenizer, input); }), 1.0 * kSlowBuild) << piece;
+    // A run that has no token at all is one unknown token, or nothing.
+    EXPECT_LE(ids.size(), input.size() + 1);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Vocabularies, GgufBoundedTimeTest, testing::Values("smollm", "qwen2", "spm", "spm_unknown"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(GgufBoundedTimeTest, AHostileVocabularyTakesSecondsAtMost) {
+  // Every run of letters is a token, and the longer one is joined first: the leftmost symbol grows letter by letter.
+  GgufVocabulary vocabulary = text_test::SmallSentencePieceGguf();
+  for (size_t length = 3; length <= 2048; ++length) {
+    vocabulary.tokens.emplace_back(length, 'a');
+    vocabulary.scores.push_back(static_cast<float>(length));
+    vocabulary.types.push_back(1);
+  }
+  const auto tokenizer = text_test::LoadGguf(std::move(vocabulary));
+  ASSERT_NE(tokenizer, nullptr);
+  std::vector<int32_t> ids;
+  EXPECT_LT(CpuSeconds([&] { ids = Encode(*tokenizer, Repeat("a", kMegabyte)); }), 5.0 * kSlowBuild);
+  EXPECT_LT(ids.size(), 1000u);
+}
+
 std::unique_ptr<Tokenizer> WithRegex(const std::string& regex) {
   Json json = text_test::SmallTokenizer();
   json["pre_tokenizer"] = {{"type", "Sequence"},

@@ -53,6 +53,75 @@ Json SmallTokenizer() {
               {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", Json::array({"a b", "ab c"})}}}};
 }
 
+GgufVocabulary SmallByteLevelGguf() {
+  GgufVocabulary vocabulary;
+  vocabulary.model = "gpt2";
+  vocabulary.pre = "gpt-2";
+  const Json json = SmallTokenizer();
+  vocabulary.tokens.resize(260);
+  vocabulary.types.assign(260, 1);
+  for (const auto& [text, id] : json["model"]["vocab"].items()) vocabulary.tokens[id.get<size_t>()] = text;
+  for (const Json& added : json["added_tokens"]) {
+    vocabulary.tokens[added["id"].get<size_t>()] = added["content"].get<std::string>();
+    vocabulary.types[added["id"].get<size_t>()] = 3;
+  }
+  vocabulary.merges = {"a b", "ab c"};
+  vocabulary.bos_token_id = 258;
+  vocabulary.eos_token_id = 259;
+  return vocabulary;
+}
+
+GgufVocabulary SmallSentencePieceGguf() {
+  GgufVocabulary vocabulary;
+  vocabulary.model = "llama";
+  const auto add = [&](std::string text, float score, int32_t type) {
+    vocabulary.tokens.push_back(std::move(text));
+    vocabulary.scores.push_back(score);
+    vocabulary.types.push_back(type);
+  };
+  add("<unk>", 0, 2);
+  add("<s>", 0, 3);
+  add("</s>", 0, 3);
+  for (int byte = 0; byte < 256; ++byte) {
+    constexpr char kDigits[] = "0123456789ABCDEF";
+    add(std::string("<0x") + kDigits[byte / 16] + kDigits[byte % 16] + ">", 0, 6);
+  }
+  const std::pair<const char*, float> pieces[] = {{"\u2581", -9}, {"a", -9},       {"b", -9},  {"c", -9},
+                                                  {"d", -9},      {"ab", -2},      {"bc", -1}, {"cd", -2},
+                                                  {"abc", -3},    {"\u2581a", -4}, {"aa", -5}, {"\u2581\u2581", -6},
+                                                  {"\u00e9", -9}};
+  for (const auto& [text, score] : pieces) add(text, score, 1);
+  add("<|x|>", 0, 3);
+  add("<tool>", 0, 4);
+  vocabulary.bos_token_id = 1;
+  vocabulary.eos_token_id = 2;
+  vocabulary.unknown_token_id = 0;
+  return vocabulary;
+}
+
+GgufVocabulary ReadGgufVocabulary(std::string_view name) {
+  const Json json = Json::parse(
+      ReadFile(std::filesystem::path(SCION_SOURCE_DIR) / "tests/golden/gguf" / (std::string(name) + ".json")));
+  GgufVocabulary vocabulary;
+  vocabulary.model = json["model"];
+  vocabulary.pre = json["pre"];
+  vocabulary.tokens = json["tokens"];
+  vocabulary.scores = json.value("scores", std::vector<float>());
+  vocabulary.types = json["types"].get<std::vector<int32_t>>();
+  vocabulary.merges = json.value("merges", std::vector<std::string>());
+  vocabulary.bos_token_id = json["bos_token_id"].get<int32_t>();
+  vocabulary.eos_token_id = json["eos_token_id"].get<int32_t>();
+  if (json.contains("unknown_token_id")) vocabulary.unknown_token_id = json["unknown_token_id"].get<int32_t>();
+  if (json.contains("add_space_prefix")) vocabulary.add_space_prefix = json["add_space_prefix"].get<bool>();
+  return vocabulary;
+}
+
+std::unique_ptr<Tokenizer> LoadGguf(GgufVocabulary vocabulary) {
+  auto tokenizer = Tokenizer::FromGguf(std::move(vocabulary));
+  EXPECT_TRUE(tokenizer.ok()) << tokenizer.status().ToString();
+  return tokenizer.ok() ? *std::move(tokenizer) : nullptr;
+}
+
 std::vector<int32_t> Encode(const Tokenizer& tokenizer, std::string_view text, Tokenizer::EncodeOptions options) {
   std::vector<int32_t> ids;
   tokenizer.Encode(text, options, ids);

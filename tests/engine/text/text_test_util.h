@@ -27,6 +27,18 @@ inline constexpr std::string_view kStyles[] = {"demo", "gpt2", "llama3", "qwen2"
 // "</s>" = 259.
 Json SmallTokenizer();
 
+// The same tokens as a GGUF file of model "gpt2" has them; its pre-tokenizer is "gpt-2".
+GgufVocabulary SmallByteLevelGguf();
+
+// Of model "llama": "<unk>" = 0, "<s>" = 1, "</s>" = 2, the 256 bytes from 3 on, and plain tokens from 259 on, which
+// text_test_util.cc lists with their scores. The control token "<|x|>" and the user-defined one "<tool>" come last.
+GgufVocabulary SmallSentencePieceGguf();
+
+// A vocabulary that make_gguf_golden.py made.
+GgufVocabulary ReadGgufVocabulary(std::string_view name);
+inline constexpr std::string_view kGgufVocabularies[] = {"smollm", "llama-bpe", "qwen2", "spm", "spm_unknown"};
+std::unique_ptr<Tokenizer> LoadGguf(GgufVocabulary vocabulary);
+
 std::vector<int32_t> Encode(const Tokenizer& tokenizer, std::string_view text,
                             Tokenizer::EncodeOptions options = {.parse_special = true, .add_special = false});
 

@@ -1,0 +1,23 @@
+// What a name in `tokenizer.ggml.pre` stands for: the normalizer and pre-tokenizer of that model's own tokenizer.json,
+// which a GGUF file does not carry.
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/text/pre_tokenizer.h"
+
+namespace scion {
+
+struct GgufPreTokenizer {
+  std::vector<PreTokenizeStep> steps;
+  bool nfc = false;
+  bool ignore_merges = false;  // a pre-token that is a token is taken whole
+  bool add_bos = false;        // where the file does not say
+};
+
+// Unimplemented for a name that is not known, naming it. The empty name is "default".
+absl::StatusOr<GgufPreTokenizer> FindGgufPreTokenizer(std::string_view name);
+
+}  // namespace scion
