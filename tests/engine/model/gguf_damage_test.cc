@@ -325,6 +325,9 @@ std::vector<GgufDamage> TensorInfos() {
       },
       "shape overflows 63 bits");
   edit(
+      "bytes_of_64_bits", "output_norm.weight", [](TinyGgufTensor& t) { t.dims[0] = uint64_t{1} << 61; },
+      "shape overflows 63 bits");
+  edit(
       "dim_0", kQ, [](TinyGgufTensor& t) { t.dims[1] = 0; }, "dimension 1 is 0");
   edit(
       "row_0", kQ, [](TinyGgufTensor& t) { t.dims[0] = 0; }, "dimension 0 is 0");

@@ -347,6 +347,16 @@ TEST_F(GgufTest, EveryValueTypeIsRead) {
   EXPECT_EQ(metadata.Find("absent"), nullptr);
 }
 
+TEST_F(GgufTest, AHeaderBeyondTheLimitIsRefusedUnread) {
+  TinyGguf file = MakeTinyGguf();
+  file.Set("other.bools", GgufArrayOf(0, kMaxGgufHeaderBytes, ""));
+  Write(file);
+  fs::resize_file(path_, 2 * kMaxGgufHeaderBytes);  // a hole
+  const absl::Status status = Checkpoint::Open(path_).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+  EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("tiny.gguf: key 'other.bools'"));
+}
+
 // Files of another writer, the Python package that goes with the format.
 TEST(GgufGolden, FilesOfTheReferenceWriterOpen) {
   const fs::path golden = fs::path(SCION_SOURCE_DIR) / "tests" / "golden" / "gguf";
