@@ -171,6 +171,13 @@ class EngineImpl final : public Engine {
   EngineCore core_;  // last: its thread uses all of the above
 };
 
+// What lies beside the weights, or with them in a GGUF file; null where there is none.
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const Checkpoint& checkpoint) {
+  if (const GgufVocabulary* vocabulary = checkpoint.vocabulary()) return Tokenizer::FromGguf(*vocabulary);
+  if (!std::filesystem::exists(checkpoint.directory() / "tokenizer.json")) return nullptr;
+  return Tokenizer::Load(checkpoint.directory());
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineOptions options) {
@@ -189,12 +196,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineOptions options) {
 
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(options.model_directory);
   if (!checkpoint.ok()) return checkpoint.status();
-  std::unique_ptr<Tokenizer> tokenizer;
-  if (std::filesystem::exists(options.model_directory / "tokenizer.json")) {
-    absl::StatusOr<std::unique_ptr<Tokenizer>> loaded = Tokenizer::Load(options.model_directory);
-    if (!loaded.ok()) return loaded.status();
-    tokenizer = *std::move(loaded);
-  }
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = LoadTokenizer(**checkpoint);
+  if (!tokenizer.ok()) return tokenizer.status();
   auto pool = std::make_unique<ThreadPool>(options.num_threads);
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(**checkpoint,
                                                              {.tier = *options.tier,
@@ -220,7 +223,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineOptions options) {
   absl::StatusOr<KvCache> cache =
       KvCache::Create((*model)->KvPlanes(), kernels::kKvBlockTokens, static_cast<int>(blocks));
   if (!cache.ok()) return cache.status();
-  return std::make_unique<EngineImpl>(std::move(options), std::move(tokenizer), std::move(pool), *std::move(model),
+  return std::make_unique<EngineImpl>(std::move(options), *std::move(tokenizer), std::move(pool), *std::move(model),
                                       *std::move(cache));
 }
 

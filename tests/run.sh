@@ -162,7 +162,7 @@ step_tsan() {
 step_fuzz() {
   build fuzz || return 0
   local target
-  for target in safetensors config tokenizer; do
+  for target in safetensors gguf config tokenizer; do
     check "fuzz-$target" tests/fuzz/run.sh "${SCION_FUZZ_SECONDS:-60}" "$target"
   done
 }

@@ -364,32 +364,34 @@ class HeaderReader {
                                                            ", beyond the file's ", file_.size(), " bytes")));
     }
     const uint64_t data_bytes = file_.size() - data_offset;
+    const auto damaged = [&](const TensorInfo& tensor, std::string_view message) {
+      return In(absl::StrCat("tensor ", Quoted(tensor.name)), absl::DataLossError(ToAbsl(message)));
+    };
+    for (const TensorInfo& tensor : tensors) {
+      if (tensor.offset % alignment_ != 0) {
+        return damaged(tensor,
+                       absl::StrCat("offset ", tensor.offset, " is not a multiple of the alignment ", alignment_));
+      }
+      if (tensor.offset > data_bytes || tensor.bytes > data_bytes - tensor.offset) {
+        return damaged(tensor, absl::StrCat("bytes [", tensor.offset, ", +", tensor.bytes, ") reach beyond the file's ",
+                                            data_bytes, " bytes of data"));
+      }
+    }
     std::sort(tensors.begin(), tensors.end(),
               [](const TensorInfo& a, const TensorInfo& b) { return a.offset < b.offset; });
     uint64_t end = 0;
     const TensorInfo* previous = nullptr;
     for (TensorInfo& tensor : tensors) {
-      const auto damaged = [&](std::string_view message) {
-        return In(absl::StrCat("tensor ", Quoted(tensor.name)), absl::DataLossError(ToAbsl(message)));
-      };
-      if (tensor.offset % alignment_ != 0) {
-        return damaged(absl::StrCat("offset ", tensor.offset, " is not a multiple of the alignment ", alignment_));
-      }
-      if (tensor.offset > data_bytes || tensor.bytes > data_bytes - tensor.offset) {
-        return damaged(absl::StrCat("bytes [", tensor.offset, ", +", tensor.bytes, ") reach beyond the file's ",
-                                    data_bytes, " bytes of data"));
-      }
-      if (tensor.offset < end) return damaged(absl::StrCat("overlaps tensor ", Quoted(previous->name)));
+      if (tensor.offset < end) return damaged(tensor, absl::StrCat("overlaps tensor ", Quoted(previous->name)));
       if (tensor.offset - end >= alignment_) {
-        return damaged(absl::StrCat("a hole of ", tensor.offset - end, " bytes before it"));
+        return damaged(tensor, absl::StrCat("a hole of ", tensor.offset - end, " bytes before it"));
       }
       end = tensor.offset + tensor.bytes;
       tensor.offset += data_offset;
       previous = &tensor;
     }
     if (data_bytes - end >= alignment_) {
-      return In(absl::StrCat("tensor ", Quoted(previous->name)),
-                absl::DataLossError(absl::StrCat(data_bytes - end, " bytes after it belong to no tensor")));
+      return damaged(*previous, absl::StrCat(data_bytes - end, " bytes after it belong to no tensor"));
     }
     return absl::OkStatus();
   }

@@ -56,6 +56,8 @@ struct GgufArray {
   uint64_t count;
   uint64_t offset;  // from the start of the file
   uint64_t bytes;
+
+  friend bool operator==(const GgufArray&, const GgufArray&) = default;
 };
 
 using GgufValue = std::variant<uint64_t, int64_t, double, bool, std::string, GgufArray>;

@@ -26,6 +26,7 @@ using test::AllKernels;
 using test::Kernels;
 
 const std::filesystem::path kSource = SCION_SOURCE_DIR;
+constexpr double kInt8MeanKl = 1e-3;
 constexpr double kFp32Bound = 1e-4;  // of the largest |logit|
 constexpr double kBf16MeanKl = 1e-3;
 constexpr double kSureMargin = 0.05;
@@ -105,32 +106,49 @@ const TinyCase kTinyCases[] = {{"one_expert", {"alpha", "beta"}},
                                {"unequal", {"alpha", "beta", "gamma"}}};
 constexpr size_t kTinyPromptTokens = 24;
 
-template <typename Check>  // check(position, expected logits, got logits, generated token or nothing)
+// Runs the prompt of every domain that the golden file knows.
+// check(position, expected logits, got logits, generated token or nothing)
+template <typename Check>
+void ForModel(const std::filesystem::path& model, const std::vector<std::string>& domains, const Kernels& kernels,
+              WeightMode weights, Check check) {
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(model);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const GoldenFile golden(std::filesystem::path(model).replace_extension(".golden.safetensors"));
+  Loaded l(**checkpoint, kernels, weights);
+  for (const std::string& domain : domains) {
+    SCOPED_TRACE(model.filename().string() + " " + domain);
+    const std::optional<int> index = l.model->spec().FindDomain(domain);
+    ASSERT_TRUE(index.has_value());
+    const std::span<const int32_t> ids = golden.Get<int32_t>(domain + ".ids");
+    const std::span<const float> expected = golden.Get<float>(domain + ".logits");
+    const size_t vocab = expected.size() / ids.size();
+    size_t positions = 0;
+    ASSERT_TRUE(RunPrompt(*l.model, l.cache, *index, ids, [&](int position, std::span<const float> got) {
+                  const size_t p = static_cast<size_t>(position);
+                  ++positions;
+                  const bool generates = p + 1 >= kTinyPromptTokens && p + 1 < ids.size();
+                  check(p, expected.subspan(p * vocab, vocab), got,
+                        generates ? std::optional<int32_t>(ids[p + 1]) : std::nullopt);
+                }).ok());
+    EXPECT_EQ(positions, ids.size());
+  }
+}
+
+template <typename Check>
 void ForTinyModels(const Kernels& kernels, WeightMode weights, Check check) {
   for (const TinyCase& c : kTinyCases) {
-    absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
-        Checkpoint::Open(kSource / "tests/golden/models" / c.model);
-    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
-    const GoldenFile golden(kSource / "tests/golden/models" / (std::string(c.model) + ".golden.safetensors"));
-    Loaded l(**checkpoint, kernels, weights);
-    for (const std::string& domain : c.domains) {
-      SCOPED_TRACE(std::string(c.model) + " " + domain);
-      const std::optional<int> index = l.model->spec().FindDomain(domain);
-      ASSERT_TRUE(index.has_value());
-      const std::span<const int32_t> ids = golden.Get<int32_t>(domain + ".ids");
-      const std::span<const float> expected = golden.Get<float>(domain + ".logits");
-      const size_t vocab = expected.size() / ids.size();
-      size_t positions = 0;
-      ASSERT_TRUE(RunPrompt(*l.model, l.cache, *index, ids, [&](int position, std::span<const float> got) {
-                    const size_t p = static_cast<size_t>(position);
-                    ++positions;
-                    const bool generates = p + 1 >= kTinyPromptTokens && p + 1 < ids.size();
-                    check(p, expected.subspan(p * vocab, vocab), got,
-                          generates ? std::optional<int32_t>(ids[p + 1]) : std::nullopt);
-                  }).ok());
-      EXPECT_EQ(positions, ids.size());
-    }
+    ForModel(kSource / "tests/golden/models" / c.model, c.domains, kernels, weights, check);
   }
+}
+
+// Of the greatest magnitude in `expected`.
+double LargestDifference(std::span<const float> expected, std::span<const float> got) {
+  double max = 0, difference = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    max = std::max<double>(max, std::fabs(expected[i]));
+    difference = std::max<double>(difference, std::fabs(expected[i] - got[i]));
+  }
+  return difference / max;
 }
 
 TEST_P(ReferenceTest, TinyModelsInFp32HaveTheLogitsAndGreedyTokensOfTransformersAndPyTorch) {
@@ -138,13 +156,9 @@ TEST_P(ReferenceTest, TinyModelsInFp32HaveTheLogitsAndGreedyTokensOfTransformers
   ForTinyModels(
       GetParam(), WeightMode::kF32,
       [&](size_t p, std::span<const float> expected, std::span<const float> got, std::optional<int32_t> generated) {
-        double max = 0, difference = 0;
-        for (size_t i = 0; i < expected.size(); ++i) {
-          max = std::max<double>(max, std::fabs(expected[i]));
-          difference = std::max<double>(difference, std::fabs(expected[i] - got[i]));
-        }
-        worst = std::max(worst, difference / max);
-        EXPECT_LE(difference, kFp32Bound * max) << "position " << p;
+        const double difference = LargestDifference(expected, got);
+        worst = std::max(worst, difference);
+        EXPECT_LE(difference, kFp32Bound) << "position " << p;
         if (generated) {
           EXPECT_EQ(Argmax(got), *generated) << "position " << p;
         }
@@ -170,6 +184,38 @@ TEST_P(ReferenceTest, TinyModelsInBf16AreCloseToTransformersAndPyTorch) {
                 });
   EXPECT_LE(sum / count, kBf16MeanKl);
   RecordProperty("mean_kl", std::to_string(sum / count));
+}
+
+// ---- GGUF files, dense and gate-routed, of every block type between them --------------------------------------------
+
+constexpr const char* kGgufModels[] = {"llama", "llama_experts", "qwen3moe"};
+
+TEST_P(ReferenceTest, GgufFilesInFp32HaveTheLogitsOfTransformers) {
+  for (const char* name : kGgufModels) {
+    double worst = 0;
+    ForModel(kSource / "tests/golden/gguf" / (std::string(name) + ".gguf"), {"default"}, GetParam(), WeightMode::kF32,
+             [&](size_t p, std::span<const float> expected, std::span<const float> got, std::optional<int32_t>) {
+               const double difference = LargestDifference(expected, got);
+               worst = std::max(worst, difference);
+               EXPECT_LE(difference, kFp32Bound) << "position " << p;
+             });
+    RecordProperty(std::string(name) + "_largest_difference_over_max_logit", std::to_string(worst));
+  }
+}
+
+// As they are: integer dot products, so activations are rounded to int8.
+TEST_P(ReferenceTest, GgufFilesAsTheyAreAreCloseToTransformers) {
+  for (const char* name : kGgufModels) {
+    double sum = 0;
+    int count = 0;
+    ForModel(kSource / "tests/golden/gguf" / (std::string(name) + ".gguf"), {"default"}, GetParam(), WeightMode::kAsIs,
+             [&](size_t, std::span<const float> expected, std::span<const float> got, std::optional<int32_t>) {
+               sum += Kl(expected, got);
+               ++count;
+             });
+    std::printf("%s %s.gguf as it is: mean KL %.1e\n", GetParam().name.c_str(), name, sum / count);
+    EXPECT_LE(sum / count, kInt8MeanKl) << name;
+  }
 }
 
 // ---- The demo model: 20 held-out prompts per domain and the 64 greedy tokens after each. ---------------------------

@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 seconds=${1:-60}
 [ $# -gt 0 ] && shift
-[ $# -gt 0 ] || set -- safetensors config tokenizer gguf_vocabulary
+[ $# -gt 0 ] || set -- safetensors gguf config tokenizer gguf_vocabulary
 build=${SCION_FUZZ_BUILD_DIR:-build/fuzz}
 jobs=$(nproc)
 

@@ -26,6 +26,7 @@ again() {
 }
 again tokenizers "$root/tests/golden/make_tokenizer_golden.py" --check
 again models "$here/golden_models.py"
+again gguf "$here/golden_gguf.py"
 again logits "$here/golden_logits.py"
 again perplexity "$here/perplexity.py"
 exit "$failed"

@@ -13,8 +13,12 @@
 #include <fstream>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "engine/model/checkpoint.h"
+#include "engine/model/gguf.h"
+#include "tests/engine/model/gguf_mutation.h"
+#include "tests/support/tiny_gguf.h"
 #include "tests/support/tiny_model.h"
 
 namespace scion {
@@ -38,6 +42,7 @@ uint64_t AddressSpaceBytes() {
 }
 
 uint64_t FileBytes(const fs::path& directory) {
+  if (fs::is_regular_file(directory)) return fs::file_size(directory);
   uint64_t bytes = 0;
   for (const auto& entry : fs::recursive_directory_iterator(directory)) {
     if (entry.is_regular_file()) bytes += entry.file_size();
@@ -47,11 +52,12 @@ uint64_t FileBytes(const fs::path& directory) {
 
 enum Outcome { kOpened = 0, kRefused = 10, kNoLimit = 11 };
 
-// What becomes of opening the directory under the limit; a death is the wait status, above 255 or a signal.
-int OpenUnderLimit(const fs::path& directory) {
+// What becomes of opening the directory or file under the limit; a death is the wait status, above 255 or a signal.
+// bytes_on_disk: of the files, which do not count.
+int OpenUnderLimit(const fs::path& directory, uint64_t bytes_on_disk = 0) {
   const pid_t child = ::fork();
   if (child == 0) {
-    const rlim_t bytes = AddressSpaceBytes() + FileBytes(directory) + kConstantBytes;
+    const rlim_t bytes = AddressSpaceBytes() + FileBytes(directory) - bytes_on_disk + kConstantBytes;
     const rlimit limit = {bytes, bytes};
     if (::setrlimit(RLIMIT_AS, &limit) != 0) ::_exit(kNoLimit);
     const absl::Status status = Checkpoint::Open(directory).status();
@@ -197,6 +203,136 @@ TEST_F(AllocationBoundTest, TextsBeyondTheirLimitAreNotRead) {
     EXPECT_EQ(WEXITSTATUS(status), kRefused) << name;
     fs::remove(dir_.path() / name);
     if (!before.empty()) WriteBytes(dir_.path() / name, before);
+  }
+}
+
+class GgufAllocationBoundTest : public ::testing::Test {
+ protected:
+  int OpenUnderLimitAs(const std::string& bytes) {
+    WriteBytes(path_, bytes);
+    return OpenUnderLimit(path_);
+  }
+  void SetUp() override { ASSERT_EQ(OpenUnderLimitAs(file_.Bytes()), kOpened) << "the undamaged control"; }
+
+  TempDir dir_;
+  const fs::path path_ = dir_.path() / "tiny.gguf";
+  test::TinyGguf file_ = test::MakeTinyGguf();
+};
+
+TEST_F(GgufAllocationBoundTest, CountsAndLengthsAreNotBelieved) {
+  for (uint64_t n : {uint64_t{1} << 28, uint64_t{1} << 32, uint64_t{1} << 40, uint64_t{1} << 61, ~uint64_t{0}}) {
+    test::TinyGguf file = file_;
+    file.num_tensors = n;
+    EXPECT_EQ(OpenUnderLimitAs(file.Bytes()), kRefused) << "tensors: " << n;
+    file = file_;
+    file.num_keys = n;
+    EXPECT_EQ(OpenUnderLimitAs(file.Bytes()), kRefused) << "keys: " << n;
+    for (uint32_t type : {0u, 5u, 6u, 8u, 12u}) {
+      file = file_;
+      file.Set("tokenizer.ggml.tokens", test::GgufArrayOf(type, n, ""));
+      EXPECT_EQ(OpenUnderLimitAs(file.Bytes()), kRefused) << "an array of type " << type << ": " << n;
+    }
+    file = file_;
+    file.Set("general.name", test::GgufValueOf(8, test::GgufRaw(n, 8)));
+    EXPECT_EQ(OpenUnderLimitAs(file.Bytes()), kRefused) << "a string: " << n;
+    file = file_;
+    file.Tensor("output.weight").dims[1] = n;
+    EXPECT_EQ(OpenUnderLimitAs(file.Bytes()), kRefused) << "rows: " << n;
+  }
+}
+
+TEST_F(GgufAllocationBoundTest, SizesOfTheModelAreNotBelieved) {
+  for (const auto& [key, value] : {std::pair<const char*, uint32_t>{"block_count", kMaxLayers},
+                                   {"expert_count", kMaxExpertsPerDomain},
+                                   {"embedding_length", kMaxHiddenSize},
+                                   {"feed_forward_length", kMaxIntermediateSize}}) {
+    file_.Set(std::string("llama.") + key, test::GgufU32(value));
+    file_.Set("llama.expert_used_count", test::GgufU32(1));
+    EXPECT_EQ(OpenUnderLimitAs(file_.Bytes()), kRefused) << key;
+  }
+}
+
+// A vocabulary of empty strings costs four times its bytes in the file; the limit on strings keeps that in bounds.
+TEST_F(GgufAllocationBoundTest, AsManyStringsAsAllowed) {
+  constexpr uint64_t kTokens = kMaxGgufArrayStrings / 2;
+  for (const std::string& text : {std::string(), std::string(16, 'x'), std::string(24, 'x')}) {
+    std::string strings;
+    for (uint64_t i = 0; i < kTokens; ++i) strings += test::GgufRawText(text);
+    file_ = test::MakeTinyGguf({.tied = true});
+    file_.Set("tokenizer.ggml.tokens", test::GgufArrayOf(8, kTokens, strings));
+    file_.Set("tokenizer.ggml.merges", test::GgufArrayOf(8, kTokens, strings));
+    file_.Remove("tokenizer.ggml.scores");
+    file_.Remove("tokenizer.ggml.token_type");
+    // The rows of the embedding are a hole at the end of the file, and do not count: they stay on disk.
+    file_.RemoveTensor("token_embd.weight");
+    file_.AddTensor("token_embd.weight", {256, 1}, 8);
+    const std::string row = std::exchange(file_.tensors.back().data, "");
+    file_.tensors.back().dims[1] = kTokens;
+    const uint64_t rows = kTokens * row.size();
+    WriteBytes(path_, file_.Bytes());
+    fs::resize_file(path_, fs::file_size(path_) + rows);
+    EXPECT_EQ(OpenUnderLimit(path_, rows), kOpened) << text.size();
+  }
+}
+
+// 3-D tensors of a few bytes a row become a tensor per expert.
+TEST_F(GgufAllocationBoundTest, AsManyExpertsAsAllowedAndMore) {
+  for (int layers : {10, 11, 100}) {
+    test::TinyGguf file = test::MakeTinyGguf({.num_experts = 1});
+    constexpr uint64_t kExperts = kMaxExpertsPerDomain, kHidden = 32;
+    file.tensors.clear();
+    file.Set("llama.block_count", test::GgufU32(static_cast<uint32_t>(layers)));
+    file.Set("llama.embedding_length", test::GgufU32(kHidden));
+    file.Set("llama.feed_forward_length", test::GgufU32(1));
+    file.Set("llama.expert_count", test::GgufU32(kExperts));
+    file.AddTensor("token_embd.weight", {kHidden, 40}, 8);
+    file.AddTensor("output_norm.weight", {kHidden}, 0);
+    for (int l = 0; l < layers; ++l) {
+      const std::string layer = "blk." + std::to_string(l) + ".";
+      file.AddTensor(layer + "attn_norm.weight", {kHidden}, 0);
+      file.AddTensor(layer + "ffn_norm.weight", {kHidden}, 0);
+      file.AddTensor(layer + "attn_q.weight", {kHidden, 32}, 8);
+      file.AddTensor(layer + "attn_k.weight", {kHidden, 16}, 8);
+      file.AddTensor(layer + "attn_v.weight", {kHidden, 16}, 8);
+      file.AddTensor(layer + "attn_output.weight", {32, kHidden}, 8);
+      file.AddTensor(layer + "ffn_gate_inp.weight", {kHidden, kExperts}, 1);
+      file.AddTensor(layer + "ffn_gate_exps.weight", {kHidden, 1, kExperts}, 2);
+      file.AddTensor(layer + "ffn_up_exps.weight", {kHidden, 1, kExperts}, 2);
+      file.AddTensor(layer + "ffn_down_exps.weight", {1, kHidden, kExperts}, 1);
+    }
+    // The data are a hole at the end of the file, and do not count: they stay on disk.
+    uint64_t data_bytes = 0;
+    for (test::TinyGgufTensor& tensor : file.tensors) {
+      tensor.offset = data_bytes;
+      data_bytes += (std::exchange(tensor.data, "").size() + 31) / 32 * 32;
+    }
+    WriteBytes(path_, file.Bytes());
+    fs::resize_file(path_, fs::file_size(path_) + data_bytes);
+    EXPECT_EQ(OpenUnderLimit(path_, data_bytes), layers == 10 ? kOpened : kRefused) << layers;
+  }
+}
+
+TEST_F(GgufAllocationBoundTest, RandomDamageCostsNoMore) {
+  for (const test::TinyGgufOptions& options : test::kMutatedGgufs) {
+    const test::TinyGguf file = test::MakeTinyGguf(options);
+    const std::string whole = file.Bytes();
+    const size_t header_bytes = file.Header().size();
+    // All in one child: what one of them keeps counts against the next.
+    const pid_t child = ::fork();
+    if (child == 0) {
+      const rlim_t bytes = AddressSpaceBytes() + 4 * whole.size() + kConstantBytes / 4;
+      const rlimit limit = {bytes, bytes};
+      if (::setrlimit(RLIMIT_AS, &limit) != 0) ::_exit(kNoLimit);
+      int refused = 0;
+      for (uint64_t seed = 0; seed < 400; ++seed) {
+        WriteBytes(path_, test::MutateGguf(whole, header_bytes, seed));
+        refused += Checkpoint::Open(path_).ok() ? 0 : 1;
+      }
+      ::_exit(refused > 100 ? kRefused : kOpened);
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    EXPECT_EQ(WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + status, kRefused) << options.architecture;
   }
 }
 
