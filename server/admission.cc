@@ -82,8 +82,8 @@ absl::Status CheckStop(const GenerationRequest& r, const Tokenizer* tokenizer) {
 absl::Status CheckTokenIds(const ModelSpec& spec, const GenerationRequest& r, std::span<const int32_t> prompt) {
   auto is_bad = [&](int32_t id) { return id < 0 || id >= spec.vocab_size; };
   auto bad = [&](const char* parameter, int32_t id) {
-    return InvalidParameter(parameter, absl::StrCat(parameter, ": token id ", id, " is outside the vocabulary of ",
-                                                    spec.vocab_size));
+    return InvalidParameter(
+        parameter, absl::StrCat(parameter, ": token id ", id, " is outside the vocabulary of ", spec.vocab_size));
   };
   for (int32_t id : prompt) {
     if (is_bad(id)) return bad("prompt", id);

@@ -19,10 +19,12 @@ constexpr char kFooter[] =
     "SIGTERM or SIGINT: requests that are running are finished, new ones refused; a second signal ends at once.\n"
     "Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
-std::string DirectoryName(const std::filesystem::path& directory) {
+// The directory's name, or the file's without ".gguf".
+std::string NameOfModel(const std::filesystem::path& model) {
   std::error_code ignored;
-  const std::filesystem::path real = std::filesystem::weakly_canonical(directory, ignored);
-  const std::string name = (real.empty() ? directory : real).filename().string();
+  const std::filesystem::path real = std::filesystem::weakly_canonical(model, ignored);
+  const std::filesystem::path& path = real.empty() ? model : real;
+  const std::string name = (path.extension() == ".gguf" ? path.stem() : path.filename()).string();
   return name.empty() ? "model" : name;
 }
 
@@ -60,8 +62,8 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   std::string weights = "as-is";
   std::string kv_type;
 
-  app.add_option("model,--model", model, "The model directory")->required();
-  app.add_option("--model-name", options.model_name, "What requests call it (default: the directory's name)");
+  app.add_option("model,--model", model, "The model: a directory, or a GGUF file")->required();
+  app.add_option("--model-name", options.model_name, "What requests call it (default: the directory's or file's name)");
   app.add_option("--host", host, "Address to listen on: an IP address; :: or 0.0.0.0 for all")->capture_default_str();
   app.add_option("--http-port", http.port, "Port for HTTP; 0: any free one")
       ->check(CLI::Range(0, 65535))
@@ -131,7 +133,7 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   if (!kv_type.empty()) engine.kv_type = kv_types.at(kv_type);
   engine.kv_cache_bytes = kv_cache_mb << 20;
   engine.max_waiting_bytes = max_waiting_mb << 20;
-  if (options.model_name.empty()) options.model_name = DirectoryName(model);
+  if (options.model_name.empty()) options.model_name = NameOfModel(model);
   http.host = grpc.host = PlainHost(host);
   http.limits.max_body_bytes = static_cast<size_t>(max_body_mb) << 20;
   grpc.limits.max_message_bytes = max_body_mb << 20;

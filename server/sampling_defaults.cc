@@ -2,6 +2,7 @@
 
 #include <limits>
 #include <string>
+#include <system_error>
 
 #include "engine/base/file.h"
 #include "engine/base/json.h"
@@ -41,6 +42,8 @@ absl::StatusOr<SamplingDefaults> ParseSamplingDefaults(std::string_view generati
 }
 
 absl::StatusOr<SamplingDefaults> LoadSamplingDefaults(const std::filesystem::path& model_directory) {
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(model_directory, ignored)) return SamplingDefaults();  // a GGUF file has none
   const absl::StatusOr<std::string> text = ReadTextFile(model_directory / kFileName, kMaxFileBytes);
   if (absl::IsNotFound(text.status())) return SamplingDefaults();
   if (!text.ok()) return text.status();

@@ -26,7 +26,9 @@ using test::AllKernels;
 using test::Kernels;
 
 const std::filesystem::path kSource = SCION_SOURCE_DIR;
-constexpr double kInt8MeanKl = 1e-3;
+// Of tiny random models: 64 terms of a sum average out little, and a token whose best experts are near a tie may choose
+// another.
+constexpr double kInt8MeanKl = 3e-3;
 constexpr double kFp32Bound = 1e-4;  // of the largest |logit|
 constexpr double kBf16MeanKl = 1e-3;
 constexpr double kSureMargin = 0.05;
