@@ -17,7 +17,8 @@ uint64_t ParametersOf(std::span<const TensorInfo> tensors) {
   uint64_t parameters = 0;
   for (const TensorInfo& tensor : tensors) {
     // Route tables are data, not parameters.
-    if (tensor.dtype != DType::kI32) parameters += tensor.bytes / DTypeBytes(tensor.dtype);
+    if (tensor.dtype == DType::kI32) continue;
+    parameters += tensor.bytes / DTypeBytes(tensor.dtype) * static_cast<uint64_t>(DTypeBlockElements(tensor.dtype));
   }
   return parameters;
 }

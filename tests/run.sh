@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds, runs every test, and closes with the line "N passed, N failed".
 #
-#   tests/run.sh               build, unit, e2e, install (what CI runs)
+#   tests/run.sh               build, unit, e2e, install, tsan, leaks, fuzz (what CI runs)
 #   tests/run.sh --full        every step but the oracle
 #   tests/run.sh --fast        build, unit and e2e
 #   tests/run.sh --only STEP   one step; may be repeated
@@ -13,8 +13,9 @@
 #   e2e      real processes and sockets (pytest)
 #   install  installed to another prefix and moved, the programs run from there
 #   clang    everything once more with clang 19, for its warnings
-#   asan     AddressSanitizer and UndefinedBehaviorSanitizer on what reads outside data
 #   tsan     ThreadSanitizer on engine and scheduler
+#   leaks    the crowd of streams against a server with AddressSanitizer and UndefinedBehaviorSanitizer
+#   asan     both sanitizers on every test of what reads outside data
 #   fuzz     every fuzz target for a minute
 #   oracle   PyTorch and Transformers, in a virtual environment (only with --oracle)
 #
@@ -25,7 +26,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source deploy/progress.sh
 exec </dev/null
 
-all_steps=(build unit e2e install clang asan tsan fuzz)
+ci_steps=(build unit e2e install tsan leaks fuzz)
+all_steps=("${ci_steps[@]}" clang asan)
 steps=()
 oracle=false
 while [ $# -gt 0 ]; do
@@ -43,7 +45,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-[ ${#steps[@]} -gt 0 ] || steps=(build unit e2e install)
+[ ${#steps[@]} -gt 0 ] || steps=("${ci_steps[@]}")
 ! $oracle || steps+=(oracle)
 
 trap 'status=$?; trap - EXIT; end_children; exit "$status"' EXIT
@@ -149,7 +151,10 @@ step_clang() { ! build clang || count 1 0; }
 step_asan() {
   build asan-ubsan tests/engine/{base,kernels,model,text}/all tests/{extract,server,client}/all moe-serve || return 0
   run_ctest asan-ubsan -L '^(engine/base|engine/kernels|engine/model|engine/text|extract|server|client)$'
-  # The crowd of streams once more, this time with an eye on what leaks.
+}
+
+step_leaks() {
+  build asan-ubsan moe-serve || return 0
   SCION_BIN_ASAN=$PWD/build/asan-ubsan/bin run_pytest e2e-asan test_streams.py -k asan
 }
 
@@ -162,7 +167,7 @@ step_tsan() {
 step_fuzz() {
   build fuzz || return 0
   local target
-  for target in safetensors gguf config tokenizer; do
+  for target in safetensors gguf config tokenizer gguf_vocabulary; do
     check "fuzz-$target" tests/fuzz/run.sh "${SCION_FUZZ_SECONDS:-60}" "$target"
   done
 }

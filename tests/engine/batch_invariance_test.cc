@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <random>
 #include <set>
@@ -262,14 +263,43 @@ TEST_P(BatchInvarianceTest, ASequenceThatGaveWayComesOutTheSame) {
   EXPECT_GT(preemptions, 0u);
 }
 
+// Files of blocks as they are, dense and routed by gates: experts are chosen while the step runs.
+TEST_P(BatchInvarianceTest, GgufModelsToo) {
+  const auto& [kernels, weights] = GetParam();
+  for (const char* name : {"llama", "llama_experts", "qwen3moe"}) {
+    SCOPED_TRACE(name);
+    absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
+        Checkpoint::Open(std::filesystem::path(SCION_SOURCE_DIR) / "tests/golden/gguf" / (std::string(name) + ".gguf"));
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    const ModelSpec& spec = (*checkpoint)->spec();
+    std::vector<Prompt> prompts = MakePrompts(spec);
+    std::erase_if(prompts, [&](const Prompt& p) {
+      return static_cast<int>(p.ids.size()) + p.max_new_tokens > spec.max_position_embeddings;
+    });
+    ASSERT_GE(prompts.size(), 30u);
+    std::vector<Outcome> alone;
+    {
+      Loaded l = LoadModel(**checkpoint, kernels, weights, 1, 512, 64);
+      for (const Prompt& p : prompts) alone.push_back(RunAlone(l, p));
+    }
+    for (auto [threads, chunk] : {std::pair{1, 7}, {2, 512}, {3, 64}}) {
+      Loaded l = LoadModel(**checkpoint, kernels, weights, threads, 512, 400);
+      ExpectSameBits(
+          RunTogether(l, prompts,
+                      {.max_step_tokens = 512, .prefill_chunk_tokens = chunk, .max_running = 64, .max_waiting = 64},
+                      nullptr),
+          alone, static_cast<size_t>(spec.vocab_size));
+      if (HasFailure()) return;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Tiers, BatchInvarianceTest,
-                         testing::Combine(testing::ValuesIn(AllKernels()),
-                                          testing::Values(WeightMode::kBF16, WeightMode::kF32, WeightMode::kQ8,
-                                                          WeightMode::kQ4)),
+                         testing::Combine(testing::ValuesIn(AllKernels()), testing::ValuesIn(kAllWeightModes)),
                          [](const auto& info) {
                            std::string name = std::get<0>(info.param).name;
                            name += '_';
-                           name += WeightModeName(std::get<1>(info.param));
+                           for (char c : WeightModeName(std::get<1>(info.param))) name += c == '-' ? '_' : c;
                            return name;
                          });
 

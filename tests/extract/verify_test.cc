@@ -299,7 +299,7 @@ TEST_F(VerifyTest, CertificateStatesHashesCoverageAndResult) {
   EXPECT_EQ(certificate["time"], "2023-11-14T22:13:20Z");
   EXPECT_EQ(certificate["version"], "test");
   EXPECT_EQ(certificate["tier"], "portable");
-  EXPECT_EQ(certificate["weights"], "bf16");
+  EXPECT_EQ(certificate["weights"], "as-is");
   EXPECT_EQ(certificate["domains"], Json::array({"alpha"}));
   EXPECT_EQ(certificate["model"]["lock_sha256"], "");  // the tiny model has no lock
   const auto lock = nlohmann::json::parse(ReadBytes(cut() / "scion.lock.json"));
