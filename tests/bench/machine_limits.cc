@@ -42,6 +42,7 @@ __attribute__((target("avx512f"))) uint64_t SumAvx512(const std::byte* p, size_t
       op(18) op(19) op(20) op(21) op(22) op(23)
 #define SCION_FMA(n) "vfmadd231ps %%zmm30, %%zmm31, %%zmm" #n "\n"
 #define SCION_DOT(n) "vdpbf16ps %%zmm30, %%zmm31, %%zmm" #n "\n"
+#define SCION_INT8(n) "vpdpbusd %%zmm30, %%zmm31, %%zmm" #n "\n"
 #define SCION_CLOBBERS                                                                                                \
   "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", \
       "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23"
@@ -51,6 +52,9 @@ __attribute__((target("avx512f"))) void FmaRounds() {
 }
 __attribute__((target("avx512f"))) void DotRounds() {
   for (int64_t i = 0; i < kPeakRounds; ++i) __asm__ volatile(SCION_EACH(SCION_DOT)::: SCION_CLOBBERS);
+}
+__attribute__((target("avx512f"))) void Int8Rounds() {
+  for (int64_t i = 0; i < kPeakRounds; ++i) __asm__ volatile(SCION_EACH(SCION_INT8)::: SCION_CLOBBERS);
 }
 #endif
 
@@ -101,7 +105,7 @@ double ReadBandwidth(ThreadPool& pool) {
   return best;
 }
 
-double PeakFlops(ThreadPool& pool, kernels::Tier tier) {
+double PeakFlops(ThreadPool& pool, kernels::Tier tier, bool blocked_weights) {
   const int threads = pool.num_threads();
   double best = 0;
   for (int pass = 0; pass < 3; ++pass) {
@@ -109,8 +113,10 @@ double PeakFlops(ThreadPool& pool, kernels::Tier tier) {
     double flops_per_round = 0;
 #if defined(__x86_64__)
     if (HasAvx512()) {
-      flops_per_round = tier == kernels::Tier::kAvx512Bf16 ? 24 * 64 : 24 * 32;
-      pool.ParallelFor(threads, [&](int, int) { tier == kernels::Tier::kAvx512Bf16 ? DotRounds() : FmaRounds(); });
+      const bool bf16 = tier == kernels::Tier::kAvx512Bf16;
+      const bool int8 = blocked_weights && (bf16 || tier == kernels::Tier::kAvx512Vnni);
+      flops_per_round = int8 ? 24 * 128 : bf16 ? 24 * 64 : 24 * 32;
+      pool.ParallelFor(threads, [&](int, int) { int8 ? Int8Rounds() : bf16 ? DotRounds() : FmaRounds(); });
     }
 #endif
     if (flops_per_round == 0) {

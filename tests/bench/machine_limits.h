@@ -9,8 +9,9 @@ namespace scion::bench {
 // Bytes per second that all threads together read from a buffer far larger than the caches; best of three passes.
 double ReadBandwidth(ThreadPool& pool);
 
-// Floating-point operations per second (a multiply-add is two) of all threads together, registers only: fp32 FMA for
-// portable and avx512, bf16 dot products for avx512bf16; best of three passes.
-double PeakFlops(ThreadPool& pool, kernels::Tier tier);
+// Operations per second (a multiply-add is two) of all threads together, registers only: fp32 FMA for portable and
+// avx512, bf16 dot products for avx512bf16 - or, on blocked weights, int8 dot products where the tier has them; best of
+// three passes.
+double PeakFlops(ThreadPool& pool, kernels::Tier tier, bool blocked_weights = false);
 
 }  // namespace scion::bench

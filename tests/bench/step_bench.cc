@@ -1,10 +1,10 @@
 // Speed of single steps against the machine's own limits, measured in turn in the same run.
 //
-//   step_bench MODEL [--weights MODE] [--threads N] [--rounds N] [--prefill N] [--depth N] [--min-decode X]
-//              [--min-prefill X]
+//   step_bench MODEL [--weights MODE] [--threads N] [--rounds N] [--prefill N] [--depth N] [--decode N]
+//              [--min-decode X] [--min-prefill X]
 //
 // decode: one sequence, one token a step; limit: read bandwidth over the bytes of active weights.
-// prefill: one prompt; limit: peak of the tier's multiply-add over the FLOPs.
+// prefill: one prompt; limit: peak of the tier's multiply-add (of int8 dot products on blocked weights) over the FLOPs.
 // Prints each round and the medians; with --min-decode or --min-prefill, exits with 1 when a median ratio is below.
 #include <algorithm>
 #include <chrono>
@@ -85,6 +85,7 @@ int Main(int argc, char** argv) {
   int rounds = 5;
   int prefill = 512;
   int depth = 64;
+  int decode_tokens = 32;
   WeightMode mode = WeightMode::kAsIs;
   double min_decode = 0;
   double min_prefill = 0;
@@ -111,6 +112,8 @@ int Main(int argc, char** argv) {
       prefill = static_cast<int>(value);
     else if (arg == "--depth")
       depth = static_cast<int>(value);
+    else if (arg == "--decode")
+      decode_tokens = static_cast<int>(value);
     else if (arg == "--min-decode")
       min_decode = value;
     else if (arg == "--min-prefill")
@@ -130,8 +133,7 @@ int Main(int argc, char** argv) {
       Model::Load(**checkpoint, {.tier = *tier, .weights = mode, .max_step_rows = std::max(prefill, 8)}, pool);
   if (!model.ok()) return std::fprintf(stderr, "%s\n", model.status().ToString().c_str()), 1;
   const double load_seconds = Seconds() - load_begin;
-  constexpr int kDecodeTokens = 32;
-  const int context = std::max(prefill, depth + kDecodeTokens + 4);
+  const int context = std::max(prefill, depth + decode_tokens + 4);
   absl::StatusOr<KvCache> cache =
       KvCache::Create((*model)->KvPlanes(), kernels::kKvBlockTokens, context / kernels::kKvBlockTokens + 1);
   if (!cache.ok()) return std::fprintf(stderr, "%s\n", cache.status().ToString().c_str()), 1;
@@ -142,6 +144,7 @@ int Main(int argc, char** argv) {
   bench.logits.resize(static_cast<size_t>(spec.vocab_size) * 32);
   const ActiveSize active = Active(spec);
   double decode_bytes = static_cast<double>((*model)->active_weight_bytes(0));
+  const bool blocked = decode_bytes < 1.6 * (active.per_layers + active.head);  // mostly 8-bit and 4-bit codes
   for (const KvPlaneSpec& plane : (*model)->KvPlanes())
     decode_bytes += static_cast<double>(plane.bytes_per_token) * depth;
   double prefill_flops = 2 * (active.per_layers * prefill + active.head);
@@ -157,8 +160,8 @@ int Main(int argc, char** argv) {
   bench.PrefillSeconds(prefill);
   for (int round = 0; round < rounds; ++round) {
     const double bandwidth = bench::ReadBandwidth(pool);
-    const double decode = bench.DecodeSecondsPerToken(depth, kDecodeTokens);
-    const double peak = bench::PeakFlops(pool, *tier);
+    const double decode = bench.DecodeSecondsPerToken(depth, decode_tokens);
+    const double peak = bench::PeakFlops(pool, *tier, blocked);
     const double seconds = bench.PrefillSeconds(prefill);
     decode_rate.push_back(1 / decode);
     prefill_rate.push_back(prefill / seconds);
