@@ -165,7 +165,7 @@ step_tsan() {
 }
 
 step_fuzz() {
-  build fuzz || return 0
+  build fuzz tests/fuzz/all || return 0
   local target
   for target in safetensors gguf config tokenizer gguf_vocabulary; do
     check "fuzz-$target" tests/fuzz/run.sh "${SCION_FUZZ_SECONDS:-60}" "$target"

@@ -25,6 +25,7 @@ again() {
   fi
 }
 again tokenizers "$root/tests/golden/make_tokenizer_golden.py" --check
+again gguf-tokenizers "$root/tests/golden/make_gguf_golden.py" --check
 again models "$here/golden_models.py"
 again gguf "$here/golden_gguf.py"
 again logits "$here/golden_logits.py"
