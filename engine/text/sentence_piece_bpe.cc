@@ -95,7 +95,9 @@ absl::Status SentencePieceBpe::ReadTokens(GgufVocabulary& vocabulary) {
       if (ValidUtf8Prefix(text) != text.size()) {
         return absl::InvalidArgumentError(absl::StrCat("token ", id, ": ", Quoted(text), " is not UTF-8"));
       }
-      if (type == GgufTokenType::kNormal) bytes_of_id_[i] = UnescapeSpaces(text);
+      // Text without added tokens holds no user-defined one, but for those that an escaped space would make up.
+      if (type == GgufTokenType::kUserDefined) continue;
+      bytes_of_id_[i] = UnescapeSpaces(text);
       if (text.empty()) continue;
       piece_of_text_.emplace(text, Piece{.id = id, .rank = 0});
       longest_piece_ = std::max(longest_piece_, text.size());

@@ -64,6 +64,21 @@ TEST(GgufTokenizerTest, ControlTokensAreSpecialAndUserDefinedOnesAreNot) {
   EXPECT_EQ(tokenizer->eos_token_id(), 259);
 }
 
+// Found by fuzzing: a user-defined token is looked for in the text as it is; the escaped space before a text must not
+// make one up, whose space would then stay when decoded.
+TEST(GgufTokenizerTest, AnEscapedSpaceMakesUpNoUserDefinedToken) {
+  GgufVocabulary vocabulary = text_test::SmallSentencePieceGguf();
+  const auto without = LoadGguf(vocabulary);
+  vocabulary.tokens.push_back("\u2581z");
+  vocabulary.types.push_back(4);
+  vocabulary.scores.push_back(1e6f);
+  const auto with = LoadGguf(vocabulary);
+  ASSERT_NE(with, nullptr);
+  const Ids ids = Encode(*with, "z z");
+  EXPECT_EQ(ids, Encode(*without, "z z"));
+  EXPECT_EQ(with->Decode(ids, false), "z z");
+}
+
 TEST(GgufTokenizerTest, SmolLmCutsDigitsOneByOne) {
   GgufVocabulary vocabulary = text_test::SmallByteLevelGguf();
   vocabulary.tokens.push_back("12");
