@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds, runs every test, and closes with the line "N passed, N failed".
 #
-#   tests/run.sh               build, unit, e2e, install, tsan, leaks, fuzz (what CI runs)
+#   tests/run.sh               build, unit, e2e, install, tsan, fuzz (what CI runs)
 #   tests/run.sh --full        every step but the oracle
 #   tests/run.sh --fast        build, unit and e2e
 #   tests/run.sh --only STEP   one step; may be repeated
@@ -26,8 +26,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source deploy/progress.sh
 exec </dev/null
 
-ci_steps=(build unit e2e install tsan leaks fuzz)
-all_steps=("${ci_steps[@]}" clang asan)
+ci_steps=(build unit e2e install tsan fuzz)
+all_steps=("${ci_steps[@]}" leaks clang asan)
 # gguf_vocabulary checks more than that nothing breaks, and still finds something now and then.
 fuzz_targets=(safetensors gguf config tokenizer)
 steps=()
