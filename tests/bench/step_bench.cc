@@ -1,7 +1,7 @@
 // Speed of single steps against the machine's own limits, measured in turn in the same run.
 //
 //   step_bench MODEL [--weights MODE] [--threads N] [--rounds N] [--prefill N] [--depth N] [--decode N]
-//              [--min-decode X] [--min-prefill X]
+//              [--min-decode X] [--min-prefill X] [--pack-dir DIR]
 //
 // decode: one sequence, one token a step; limit: read bandwidth over the bytes of active weights.
 // prefill: one prompt; limit: peak of the tier's multiply-add (of int8 dot products on blocked weights) over the FLOPs.
@@ -86,6 +86,7 @@ int Main(int argc, char** argv) {
   int prefill = 512;
   int depth = 64;
   int decode_tokens = 32;
+  std::string pack_dir;
   WeightMode mode = WeightMode::kAsIs;
   double min_decode = 0;
   double min_prefill = 0;
@@ -101,6 +102,10 @@ int Main(int argc, char** argv) {
       const std::optional<WeightMode> parsed = ParseWeightMode(argv[++i]);
       if (!parsed.has_value()) return std::fprintf(stderr, "no weights '%s'\n", argv[i]), 2;
       mode = *parsed;
+      continue;
+    }
+    if (arg == "--pack-dir") {
+      pack_dir = argv[++i];
       continue;
     }
     const double value = std::atof(argv[++i]);
@@ -129,8 +134,9 @@ int Main(int argc, char** argv) {
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(path);
   if (!checkpoint.ok()) return std::fprintf(stderr, "%s\n", checkpoint.status().ToString().c_str()), 1;
   const double load_begin = Seconds();
-  absl::StatusOr<std::unique_ptr<Model>> model =
-      Model::Load(**checkpoint, {.tier = *tier, .weights = mode, .max_step_rows = std::max(prefill, 8)}, pool);
+  ModelOptions options{.tier = *tier, .weights = mode, .max_step_rows = std::max(prefill, 8)};
+  if (!pack_dir.empty()) options.pack_cache.directory = PackDirectoryIn(pack_dir, path);
+  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(**checkpoint, options, pool);
   if (!model.ok()) return std::fprintf(stderr, "%s\n", model.status().ToString().c_str()), 1;
   const double load_seconds = Seconds() - load_begin;
   const int context = std::max(prefill, depth + decode_tokens + 4);
