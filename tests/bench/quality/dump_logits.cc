@@ -1,0 +1,73 @@
+// dump_logits MODEL SEQUENCES OUT [THREADS]: Scion's logits of given token ids, for quality.py.
+//
+// SEQUENCES is text, one sequence a line: "FIRST id id ...". OUT gets, for every sequence, the logits of positions FIRST
+// to the last, as fp32 [positions, vocab_size] one after the other. Positions are computed as the server computes them;
+// as bits do not depend on chunks, those of a prompt are also those of decoding it token by token.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "engine/base/thread_pool.h"
+#include "engine/model/checkpoint.h"
+#include "engine/model/model.h"
+
+namespace scion {
+namespace {
+
+struct Sequence {
+  int first = 0;
+  std::vector<int32_t> token_ids;
+};
+
+std::vector<Sequence> ReadSequences(const char* path) {
+  std::ifstream file(path);
+  std::vector<Sequence> sequences;
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream words(line);
+    Sequence s;
+    words >> s.first;
+    for (int32_t id; words >> id;) s.token_ids.push_back(id);
+    sequences.push_back(s);
+  }
+  return sequences;
+}
+
+int Fail(const absl::Status& status) { return std::fprintf(stderr, "%s\n", status.ToString().c_str()), 1; }
+
+int Main(int argc, char** argv) {
+  if (argc < 4) return std::fprintf(stderr, "usage: dump_logits MODEL SEQUENCES OUT [THREADS]\n"), 2;
+  absl::StatusOr<kernels::Tier> tier = kernels::ChooseTier();
+  if (!tier.ok()) return Fail(tier.status());
+  ThreadPool pool(argc > 4 ? std::atoi(argv[4]) : 2);
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(argv[1]);
+  if (!checkpoint.ok()) return Fail(checkpoint.status());
+  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(**checkpoint, {.tier = *tier}, pool);
+  if (!model.ok()) return Fail(model.status());
+  const std::vector<Sequence> sequences = ReadSequences(argv[2]);
+  size_t longest = 1;
+  for (const Sequence& s : sequences) longest = std::max(longest, s.token_ids.size());
+  absl::StatusOr<KvCache> cache = KvCache::Create((*model)->KvPlanes(), kernels::kKvBlockTokens,
+                                                  static_cast<int>(longest) / kernels::kKvBlockTokens + 1);
+  if (!cache.ok()) return Fail(cache.status());
+
+  std::ofstream out(argv[3], std::ios::binary);
+  for (const Sequence& s : sequences) {
+    const absl::Status status = RunPrompt(
+        **model, *cache, (*model)->spec().default_domain, s.token_ids, [&](int position, std::span<const float> logits) {
+          if (position < s.first) return;
+          out.write(reinterpret_cast<const char*>(logits.data()), static_cast<std::streamsize>(logits.size_bytes()));
+        });
+    if (!status.ok()) return Fail(status);
+  }
+  if (!out.flush()) return std::fprintf(stderr, "cannot write %s\n", argv[3]), 1;
+  return 0;
+}
+
+}  // namespace
+}  // namespace scion
+
+int main(int argc, char** argv) { return scion::Main(argc, argv); }
