@@ -65,7 +65,8 @@ def arguments():
     parser.add_argument("--no-limits", action="store_true", help="do not run limits.c (half a minute, 4 GiB)")
     parser.add_argument("--floor", type=float, metavar="SHARE",
                         help="exit with 1 if decode reads below this share of the bandwidth measured in the same round")
-    parser.add_argument("--out", type=pathlib.Path, metavar="FILE.json", help="keep every round here, and go on from it")
+    parser.add_argument("--out", type=pathlib.Path, metavar="FILE.json",
+                        help="keep every round here, and go on from it")
     parser.add_argument("--svg", type=pathlib.Path, metavar="FILE.svg",
                         help="draw the server rows' throughput against concurrency")
     parser.add_argument("--report", action="store_true", help="measure nothing, print what --out holds")

@@ -115,7 +115,8 @@ class LoadTest(unittest.TestCase):
         self.assertEqual((tally.ttft, tally.gaps, tally.output_tokens), ([3], [3, 0], 3))
 
     def test_prompts_are_random_ids_after_bos(self):
-        with Answer([HEAD, scion_event([5]), scion_event([6, 7]), scion_event([], "length"), b"data: [DONE]\n\n"]) as server:
+        stream = [HEAD, scion_event([5]), scion_event([6, 7]), scion_event([], "length"), b"data: [DONE]\n\n"]
+        with Answer(stream) as server:
             self.assertEqual(load.run(load.ScionApi, server.port, small_load())["failed"], 0)
         prompt = server.bodies[0]["prompt"]
         self.assertEqual((len(prompt), prompt[0]), (4, 1))

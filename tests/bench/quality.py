@@ -41,15 +41,16 @@ class Peer:
         libraries = [next(build.rglob(f"lib{name}.a")) for name in ("llama", "ggml", "ggml-cpu", "ggml-base")]
         subprocess.run([os.environ.get("CXX", "g++"), "-std=c++20", "-O2", f"-I{directory}/include",
                         f"-I{directory}/ggml/include", HERE / "quality/peer_logits.cc", "-o", self.program,
-                        "-Wl,--start-group", *libraries, "-Wl,--end-group", "-fopenmp", "-ldl", "-lpthread"], check=True)
+                        "-Wl,--start-group", *libraries, "-Wl,--end-group", "-fopenmp", "-ldl", "-lpthread"],
+                       check=True)
 
     def run(self, model, *arguments, stdin=None):
         return subprocess.run([self.program, model, *map(str, arguments)], check=True, capture_output=True, text=True,
                               input=stdin).stdout
 
     def quantize(self, source, out, type_):
-        subprocess.run([self.directory / "build/bin/llama-quantize", "--allow-requantize", source, out, type_], check=True,
-                       capture_output=True)
+        subprocess.run([self.directory / "build/bin/llama-quantize", "--allow-requantize", source, out, type_],
+                       check=True, capture_output=True)
 
 
 def held_out_text():
@@ -139,10 +140,12 @@ def main():
         greedy = compare_greedy(peer, scion, model, prompts, vocabulary, args.work)
         most, least = bounds(type_)
         good = divergence.mean() <= most and same.mean() >= least and greedy["different"] == 0
-        results[type_] = {"mean_kl": divergence.mean(), "max_kl": divergence.max(), "top1": same.mean(), "greedy": greedy}
+        results[type_] = {"mean_kl": divergence.mean(), "max_kl": divergence.max(), "top1": same.mean(),
+                          "greedy": greedy}
         print(f"{type_:5} mean KL {divergence.mean():.2e} (at most {most:.0e}; worst position {divergence.max():.1e})  "
-              f"top-1 {same.mean():.2%} (at least {least:.1%})  greedy texts: {greedy['equal']} equal, {greedy['close']} "
-              f"left it at a gap below {CLOSE_LOGITS}, {greedy['different']} elsewhere  {'ok' if good else 'MISSED'}",
+              f"top-1 {same.mean():.2%} (at least {least:.1%})  greedy texts: {greedy['equal']} equal, "
+              f"{greedy['close']} left it at a gap below {CLOSE_LOGITS}, {greedy['different']} elsewhere  "
+              f"{'ok' if good else 'MISSED'}",
               flush=True)
         if not good:
             missed.append(type_)

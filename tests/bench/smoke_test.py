@@ -26,8 +26,8 @@ from harness.process import ServerProcess  # noqa: E402
 
 
 def test_decode_reads_weights_at_the_floors_share_of_the_bandwidth_at_least():
-    command = [sys.executable, HERE / "compare.py", "--bin", BIN, "--work", WORK, "--alone", "--row", "decode-dense-bf16",
-               "--rounds", "3", "--no-limits", "--floor", str(FLOOR)]
+    command = [sys.executable, HERE / "compare.py", "--bin", BIN, "--work", WORK, "--alone", "--row",
+               "decode-dense-bf16", "--rounds", "3", "--no-limits", "--floor", str(FLOOR)]
     tries = []
     while len(tries) < ATTEMPTS and (not tries or tries[-1].returncode != 0):
         tries.append(subprocess.run(command, capture_output=True, text=True))
@@ -49,8 +49,8 @@ def test_a_server_gives_every_client_all_of_its_tokens():
 
 
 def test_divergence_is_that_of_a_calculation_by_hand(tmp_path):
-    # p = (3/4, 1/4), q = (1/2, 1/2): KL(p || q) = 3/4 ln(3/2) + 1/4 ln(1/2). The second position is equal, the third has
-    # another highest logit.
+    # p = (3/4, 1/4), q = (1/2, 1/2): KL(p || q) = 3/4 ln(3/2) + 1/4 ln(1/2). The second position is equal, the third
+    # has another highest logit.
     peer = numpy.log(numpy.array([[0.75, 0.25], [0.9, 0.1], [0.75, 0.25]], numpy.float32)) + 5
     scion = numpy.log(numpy.array([[0.5, 0.5], [0.9, 0.1], [0.25, 0.75]], numpy.float32)) - 7
     peer.tofile(tmp_path / "peer")

@@ -1,4 +1,5 @@
-// Speed of single steps against the machine's own limits, measured in turn in the same run; see Description() or --help.
+// Speed of single steps against the machine's own limits, measured in turn in the same run; see Description() or
+// --help.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>

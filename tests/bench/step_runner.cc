@@ -23,8 +23,7 @@ absl::StatusOr<std::unique_ptr<StepRunner>> StepRunner::Create(Model& model, con
     return absl::InvalidArgumentError(absl::StrCat("a model of ", model_domains, " domains, not ", options.domains));
   }
   const int blocks = (options.context_tokens + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
-  absl::StatusOr<KvCache> cache =
-      KvCache::Create(model.KvPlanes(), kernels::kKvBlockTokens, blocks * options.streams);
+  absl::StatusOr<KvCache> cache = KvCache::Create(model.KvPlanes(), kernels::kKvBlockTokens, blocks * options.streams);
   if (!cache.ok()) return cache.status();
   return absl::WrapUnique(new StepRunner(model, options, *std::move(cache)));
 }

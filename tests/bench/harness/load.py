@@ -37,8 +37,8 @@ class ScionApi:
 
     @staticmethod
     def body(load, prompt):
-        return {"prompt": prompt, "max_tokens": load.output_tokens, "stream": True, "ignore_eos": True, "temperature": 1,
-                "top_k": 40, "return_token_ids": True, "logit_bias": {str(i): -100 for i in range(load.FIRST_PIECE)}}
+        return {"prompt": prompt, "max_tokens": load.output_tokens, "stream": True, "ignore_eos": True,
+                "temperature": 1.0, "top_k": 40, "return_token_ids": True, "logit_bias": {str(i): -100 for i in range(load.FIRST_PIECE)}}
 
     @staticmethod
     def tokens(event):
@@ -53,8 +53,8 @@ class LlamaApi:
 
     @staticmethod
     def body(load, prompt):
-        return {"prompt": prompt, "n_predict": load.output_tokens, "stream": True, "ignore_eos": True, "temperature": 1.0,
-                "top_k": 40, "cache_prompt": False, "return_tokens": True,
+        return {"prompt": prompt, "n_predict": load.output_tokens, "stream": True, "ignore_eos": True,
+                "temperature": 1.0, "top_k": 40, "cache_prompt": False, "return_tokens": True,
                 "logit_bias": [[i, False] for i in range(load.FIRST_PIECE)]}
 
     @staticmethod

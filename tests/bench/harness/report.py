@@ -28,7 +28,8 @@ def median_limits(measured):
     """The median of each limit over the run's measurements; nothing without one."""
     if not measured:
         return None
-    return dict(measured[0], **{key: statistics.median(m[key] for m in measured) for key in ("bandwidth", "bf16", "i8")})
+    medians = {key: statistics.median(m[key] for m in measured) for key in ("bandwidth", "bf16", "i8")}
+    return dict(measured[0], **medians)
 
 
 def limit_shares(row, rounds, measured):

@@ -23,8 +23,8 @@ PROMPT_TOKENS, OUTPUT_TOKENS, REQUESTS = 128, 64, 64
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """kind: decode, prefill, server or start. shape and type name the file; targets are figure -> the least ratio to the
-    better peer, bounds are figure -> the value that Scion's own figure must reach (in the figure's unit)."""
+    """kind: decode, prefill, server or start. shape and type name the file; targets are figure -> the least ratio to
+    the better peer, bounds are figure -> the value that Scion's own figure must reach (in the figure's unit)."""
     name: str
     kind: str
     shape: str
@@ -65,10 +65,10 @@ def _prefill(shape, type_, ratio):
 
 
 def _server(clients):
-    wanted = {"targets": {"tokens_per_second": 2.2}, "bounds": {"ttft_p50": 0.6, "itl_p99": 0.1}} if clients == 16 else {}
+    wanted = {"targets": {"tokens_per_second": 2.2}, "bounds": {"ttft_p50": 0.6, "itl_p99": 0.1}}
     return Row(f"server{clients}-switch-q8_0", "server", "switch", "Q8_0",
-               f"server, {clients} streaming clients, {REQUESTS} requests, prompt {PROMPT_TOKENS}, output {OUTPUT_TOKENS}",
-               streams=clients, **wanted)
+               f"server, {clients} clients that stream, {REQUESTS} requests, prompt {PROMPT_TOKENS}, output "
+               f"{OUTPUT_TOKENS}", streams=clients, **(wanted if clients == 16 else {}))
 
 
 def _start(type_, bounds):
@@ -81,8 +81,8 @@ ROWS = [
     _decode("dense", "Q8_0", 1, 0.9), _decode("switch", "Q8_0", 1.15, 0.9), _decode("wide", "Q8_0", 1, 0.9),
     _decode("dense", "Q4_0", 1.3), _decode("switch", "Q4_0", 1.4), _decode("wide", "Q4_0", 1.15),
     _decode("dense", "BF16", 1, 0.9), _decode("switch", "BF16", 1, 0.9),
-    Row("depth2048-switch-q8_0", "decode", "switch", "Q8_0", "one stream, 64 tokens after 2048 computed ones", depth=2048,
-        targets={"tokens_per_second": 1.8}),
+    Row("depth2048-switch-q8_0", "decode", "switch", "Q8_0", "one stream, 64 tokens after 2048 computed ones",
+        depth=2048, targets={"tokens_per_second": 1.8}),
     _batch(16, "switch", "Q8_0", 1.8), _batch(16, "switch", "Q4_0", 2), _batch(16, "wide", "Q4_0", 1.9),
     _batch(32, "switch", "Q8_0", 2.3), _batch(32, "wide", "Q4_0", 2.3),
     _prefill("dense", "BF16", 1.15), _prefill("dense", "Q8_0", 1.8),

@@ -1,8 +1,8 @@
 // dump_logits MODEL SEQUENCES OUT [THREADS]: Scion's logits of given token ids, for quality.py.
 //
-// SEQUENCES is text, one sequence a line: "FIRST id id ...". OUT gets, for every sequence, the logits of positions FIRST
-// to the last, as fp32 [positions, vocab_size] one after the other. Positions are computed as the server computes them;
-// as bits do not depend on chunks, those of a prompt are also those of decoding it token by token.
+// SEQUENCES is text, one sequence a line: "FIRST id id ...". OUT gets, for every sequence, the logits of positions
+// FIRST to the last, as fp32 [positions, vocab_size] one after the other. Positions are computed as the server computes
+// them; as bits do not depend on chunks, those of a prompt are also those of decoding it token by token.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -56,11 +56,12 @@ int Main(int argc, char** argv) {
 
   std::ofstream out(argv[3], std::ios::binary);
   for (const Sequence& s : sequences) {
-    const absl::Status status = RunPrompt(
-        **model, *cache, (*model)->spec().default_domain, s.token_ids, [&](int position, std::span<const float> logits) {
-          if (position < s.first) return;
-          out.write(reinterpret_cast<const char*>(logits.data()), static_cast<std::streamsize>(logits.size_bytes()));
-        });
+    const absl::Status status = RunPrompt(**model, *cache, (*model)->spec().default_domain, s.token_ids,
+                                          [&](int position, std::span<const float> logits) {
+                                            if (position < s.first) return;
+                                            out.write(reinterpret_cast<const char*>(logits.data()),
+                                                      static_cast<std::streamsize>(logits.size_bytes()));
+                                          });
     if (!status.ok()) return Fail(status);
   }
   if (!out.flush()) return std::fprintf(stderr, "cannot write %s\n", argv[3]), 1;

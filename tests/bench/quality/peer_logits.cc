@@ -1,9 +1,10 @@
-// peer_logits: llama.cpp's side of quality.py, over its public header. quality.py compiles it against a build of theirs;
-// it is no part of Scion's build.
+// peer_logits: llama.cpp's side of quality.py, over its public header. quality.py compiles it against a build of
+// theirs; it is no part of Scion's build.
 //
 //   peer_logits MODEL tokenize < TEXT                 one line of token ids, special ones as the model says
 //   peer_logits MODEL logits SEQUENCES OUT            as dump_logits
-//   peer_logits MODEL greedy SEQUENCES TOKENS         per sequence a line of TOKENS ids, each with the difference of the
+//   peer_logits MODEL greedy SEQUENCES TOKENS         per sequence a line of TOKENS ids, each with the difference of
+//   the
 //                                                     two highest logits that chose it: "id:gap id:gap ..."
 //
 // As the benches run it: two threads, batches of 2048 in 512, 16-bit K and V, flash attention by its own choice.
