@@ -70,6 +70,7 @@ def arguments():
     parser.add_argument("--svg", type=pathlib.Path, metavar="FILE.svg",
                         help="draw the server rows' throughput against concurrency")
     parser.add_argument("--report", action="store_true", help="measure nothing, print what --out holds")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table of all rows at the end")
     return parser.parse_args()
 
 
@@ -99,7 +100,7 @@ def main():
     quantize = next((p for peer in peers if (p := peer.directory / "llama-quantize").exists()), None)
     files = models.Models(args.models or args.work / "models", quantize)
     scion = engines.Scion("scion", args.bin, args.threads)
-    limits_age, failed = None, False
+    limits_age, failed, measured_rows = None, False, []
     for row in wanted:
         row_peers = peers if row.peers_can else []
         names = [peer.name for peer in row_peers]
@@ -112,8 +113,11 @@ def main():
                 limits_age = time.monotonic()
             done = measure_row(row, [scion, *row_peers], files.get(row), kept, args.rounds)
         if done:
+            measured_rows.append((row, done))
             print("\n".join(report.lines(row, done, names, kept.data["limits"])), flush=True)
             failed |= args.floor is not None and below_floor(row, done, args.floor)
+    if args.markdown:
+        print("\n".join(report.table(measured_rows, [peer.name for peer in peers], kept.data["limits"])))
     if args.svg is not None:
         lines = plot.series(rows.ROWS, kept, ["scion", *[peer.name for peer in peers]])
         args.svg.write_text(plot.svg(lines, "switch Q8_0, prompt 128, output 64: output tokens/s"))

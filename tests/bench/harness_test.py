@@ -196,6 +196,18 @@ class ReportTest(unittest.TestCase):
                       "\n".join(report.lines(row("batch16-rre-q8_0"), rounds, [], measured)))
 
 
+    def test_a_table_has_a_line_for_every_figure(self):
+        server = lambda speed, late: {"tokens_per_second": speed, "ttft_p50": late, "itl_p99": 0.05}  # noqa: E731
+        rounds = self.rounds([server(300, 0.5)], {"a": [server(100, 2)], "b": [server(150, 4)]})
+        alone = self.rounds([{"tokens_per_second": 500}], {})
+        lines = list(report.table([(row("server16-switch-q8_0"), rounds), (row("batch16-rre-q8_0"), alone)],
+                                  ["a", "b"], []))
+        self.assertEqual(len(lines), 2 + 3 + 1)
+        self.assertEqual({line.count("|") for line in lines}, {9})
+        self.assertIn("| 300 | 100 | 150 | 2.00 (2.00 to 2.00) |", lines[2])
+        self.assertIn("| 0.5 | 2 | 4 | 4.00 (4.00 to 4.00) |", lines[3])  # the better one is late by 2 s
+
+
 class ResultsTest(unittest.TestCase):
 
     def test_a_run_goes_on_where_it_was_cut_off(self):

@@ -38,7 +38,8 @@ class ScionApi:
     @staticmethod
     def body(load, prompt):
         return {"prompt": prompt, "max_tokens": load.output_tokens, "stream": True, "ignore_eos": True,
-                "temperature": 1.0, "top_k": 40, "return_token_ids": True, "logit_bias": {str(i): -100 for i in range(load.FIRST_PIECE)}}
+                "temperature": 1.0, "top_k": 40, "return_token_ids": True,
+                "logit_bias": {str(i): -100 for i in range(load.FIRST_PIECE)}}
 
     @staticmethod
     def tokens(event):

@@ -89,3 +89,23 @@ def lines(row, rounds, peers, measured):
         yield f"  Scion reads at {share:.0%} of the bandwidth measured in the same round"
     for asked, got, reached in verdicts(row, rounds, peers, measured):
         yield f"  {'reached' if reached else 'NOT REACHED'}: {asked}: {got}"
+
+
+def table(measured_rows, peers, measured):
+    """Markdown: a line per figure of every (row, rounds) pair. Ratios are to the better peer, with their range."""
+    yield f"| {' | '.join(['row', 'figure', 'Scion', *peers, 'ratio to the better', 'of the limit', 'asked'])} |"
+    yield "|---" * (6 + len(peers)) + "|"
+    for row, rounds in measured_rows:
+        row_peers = peers if row.peers_can else []
+        shares = limit_shares(row, rounds, measured)
+        asked = "; ".join(f"{asked}: {got}{'' if reached else ' (**not reached**)'}"
+                          for asked, got, reached in verdicts(row, rounds, row_peers, measured))
+        for number, (name, figure) in enumerate(row.figures.items()):
+            cells = [row.name if number == 0 else "", figure.label]
+            cells += [f"{statistics.median(r[e][name] for r in rounds):.4g}" if e == "scion" or e in row_peers else "-"
+                      for e in ("scion", *peers)]
+            got = ratios(figure, name, rounds, better_peer(figure, name, rounds, row_peers)) if row_peers else []
+            cells.append(f"{statistics.median(got):.2f} ({min(got):.2f} to {max(got):.2f})" if got else "-")
+            cells.append(f"{shares[1]:.0%}" if shares and name == "tokens_per_second" else "-")
+            cells.append(asked if number == 0 else "")
+            yield f"| {' | '.join(cells)} |"
