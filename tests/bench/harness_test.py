@@ -243,7 +243,7 @@ class EnginesTest(unittest.TestCase):
         text = 'warning\n[\n {"avg_ts": 90.0, "samples_ns": [1, 2], "samples_ts": [80.0, 100.0]}\n]\n'
         self.assertEqual(engines.parse_llama_bench(text), 100.0)
         with self.assertRaises(ValueError):
-            engines.parse_llama_bench('[{"samples_ts": [1]}, {"samples_ts": [1]}]')
+            engines.parse_llama_bench('[\n{"samples_ts": [1]}, {"samples_ts": [1]}\n]')
 
     def test_the_batched_table_is_read_by_its_column_of_decode(self):
         text = ("|    PP |     TG |    B |   N_KV |   T_PP s | S_PP t/s |   T_TG s | S_TG t/s |      T s |    S t/s |\n"

@@ -54,7 +54,7 @@ class Engine:
         ran = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         if ran.returncode != 0:
             raise RuntimeError(f"{command[0]} ended with {ran.returncode}: {(ran.stdout + ran.stderr)[-2000:]}")
-        return ran.stdout
+        return ran
 
 
 class Scion(Engine):
@@ -96,7 +96,8 @@ class LlamaCpp(Engine):
         out = self._run(self.directory / "llama-batched-bench", "-m", model.path, "-t", self.threads, "-c", context,
                         "-b", 2048, "-ub", 512, "-npp", row.depth, "-ntg", DECODE_TOKENS, "-npl", row.streams,
                         *self.kv_types, *self.batched_arguments)
-        return {"tokens_per_second": parse_batched_bench(out, row.streams)}
+        # The table goes to stdout or stderr, as the version has it.
+        return {"tokens_per_second": parse_batched_bench(out.stdout + out.stderr, row.streams)}
 
     batched_arguments = ()
     bench_arguments = ()
@@ -111,7 +112,7 @@ class LlamaCpp(Engine):
     def _bench(self, model, *arguments):
         out = self._run(self.directory / "llama-bench", "-m", model.path, "-t", self.threads, "-r", 2, "-o", "json",
                         *self.kv_types, *self.bench_arguments, *arguments)
-        return {"tokens_per_second": parse_llama_bench(out)}
+        return {"tokens_per_second": parse_llama_bench(out.stdout)}
 
     def serve_command(self, path, port, slots, context):
         return [self.directory / "llama-server", "-m", path, "--host", "127.0.0.1", "--port", port, "-t", self.threads,
@@ -130,7 +131,8 @@ class IkLlamaCpp(LlamaCpp):
 
 def parse_llama_bench(text):
     """tokens/s of the last repetition of the one test in llama-bench -o json."""
-    results = json.loads(text[text.index("["):text.rindex("]") + 1])
+    begin = ("\n" + text).index("\n[\n")  # after any warning
+    results = json.loads(text[begin:text.rindex("]") + 1])
     if len(results) != 1:
         raise ValueError(f"llama-bench ran {len(results)} tests, not one")
     return float(results[0]["samples_ts"][-1])
