@@ -4,12 +4,14 @@ import json
 import math
 import pathlib
 import socketserver
+import sys
 import tempfile
 import threading
 import unittest
 import xml.etree.ElementTree
 
 from harness import engines, limits, load, plot, report, results, rows
+from harness.process import ServerProcess
 
 # As limits.c printed it on some machine, cut short.
 LIMITS_OUTPUT = """\
@@ -160,6 +162,37 @@ class LoadTest(unittest.TestCase):
     def test_every_server_gets_the_same_prompts(self):
         self.assertEqual(small_load(requests=8).prompts(), small_load(requests=8).prompts())
         self.assertEqual(len({tuple(p) for p in small_load(requests=8).prompts()}), 8)
+
+
+LOADING_SERVER = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    refusals = 2
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(503 if Handler.refusals else int(sys.argv[2]))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        Handler.refusals = max(0, Handler.refusals - 1)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+class ProcessTest(unittest.TestCase):
+
+    def test_a_server_is_asked_until_it_has_loaded(self):
+        with ServerProcess(lambda port: [sys.executable, "-c", LOADING_SERVER, port, 200]) as server:
+            seconds = server.first_answer("/", {})
+            self.assertTrue(0 < seconds < 60)
+            self.assertGreater(server.peak_memory_bytes(), 1 << 20)
+
+    def test_a_server_that_ends_or_refuses_is_an_error_that_says_so(self):
+        with ServerProcess(lambda port: [sys.executable, "-c", "import sys; sys.exit('no such file')"]) as server:
+            with self.assertRaisesRegex(RuntimeError, "ended with 1: no such file"):
+                server.first_answer("/", {})
+        with ServerProcess(lambda port: [sys.executable, "-c", LOADING_SERVER, port, 400]) as server:
+            with self.assertRaisesRegex(RuntimeError, "answers 400"):
+                server.first_answer("/", {})
 
 
 class ReportTest(unittest.TestCase):
