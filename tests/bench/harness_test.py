@@ -132,7 +132,7 @@ class LoadTest(unittest.TestCase):
 
     def test_a_request_that_fails_anywhere_is_infinitely_late(self):
         whole = [HEAD, scion_event([5, 6, 7], "length")]
-        for name, broken in {"status": [b"HTTP/1.1 429 Too Many Requests\r\n\r\n"],
+        for name, broken in {"status": [b"HTTP/1.1 429 Too Many Requests\r\n\r\n", whole[1]],
                              "cut off": [HEAD, scion_event([5, 6, 7])],
                              "too short": [HEAD, scion_event([5, 6], "stop")],
                              "no answer": [],
