@@ -62,13 +62,15 @@ def write_sequences(path, sequences, first):
     path.write_text("".join(f"{first} {' '.join(map(str, ids))}\n" for ids in sequences))
 
 
-def log_softmax(logits):
-    logits = logits.astype(numpy.float64)
-    logits -= logits.max(axis=1, keepdims=True)
-    return logits - numpy.log(numpy.exp(logits).sum(axis=1, keepdims=True))
+def probabilities(logits):
+    """(fp32 logits less their highest, probabilities, logarithm of the sum that divides them), per row."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    weights = numpy.exp(shifted)
+    total = weights.sum(axis=1, keepdims=True, dtype=numpy.float64)
+    return shifted, weights / total, numpy.log(total)
 
 
-def compare_logits(peer_file, scion_file, vocabulary, rows_at_once=100):
+def compare_logits(peer_file, scion_file, vocabulary, rows_at_once=50):
     """(KL(peer || Scion) per position, whether the highest logit is the same token's, per position)."""
     theirs = numpy.memmap(peer_file, numpy.float32, "r").reshape(-1, vocabulary)
     ours = numpy.memmap(scion_file, numpy.float32, "r").reshape(-1, vocabulary)
@@ -76,10 +78,11 @@ def compare_logits(peer_file, scion_file, vocabulary, rows_at_once=100):
         raise ValueError(f"the peer gave {theirs.shape[0]} positions, Scion {ours.shape[0]}")
     divergence, same = [], []
     for begin in range(0, len(theirs), rows_at_once):
-        p, q = theirs[begin:begin + rows_at_once], ours[begin:begin + rows_at_once]
-        log_p, log_q = log_softmax(p), log_softmax(q)
-        divergence.append((numpy.exp(log_p) * (log_p - log_q)).sum(axis=1))
-        same.append(p.argmax(axis=1) == q.argmax(axis=1))
+        (p_shifted, p, p_log_total), (q_shifted, _, q_log_total) = (
+            probabilities(side[begin:begin + rows_at_once]) for side in (theirs, ours))
+        difference = (p_shifted - q_shifted) - (p_log_total - q_log_total)
+        divergence.append((p * difference).sum(axis=1))
+        same.append(p_shifted.argmax(axis=1) == q_shifted.argmax(axis=1))
     return numpy.concatenate(divergence), numpy.concatenate(same)
 
 
@@ -110,7 +113,8 @@ def main():
     parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build/release/bin")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build/bench/quality")
     parser.add_argument("--type", action="append", default=[], choices=TYPES, metavar="TYPE")
-    parser.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
+    parser.add_argument("--out", type=pathlib.Path, metavar="FILE.json",
+                        help="keep the figures here, beside those of types measured before")
     parser.add_argument("model", type=pathlib.Path, metavar="MODEL.gguf")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -127,7 +131,8 @@ def main():
     rest = ids[WINDOWS * WINDOW_TOKENS:]
     prompts = [rest[i * PROMPT_TOKENS:(i + 1) * PROMPT_TOKENS] for i in range(PROMPTS)]
 
-    results, missed = {}, []
+    results = json.loads(args.out.read_text()) if args.out is not None and args.out.exists() else {}
+    missed = []
     for type_ in args.type or TYPES:
         model = args.work / f"{type_}.gguf"
         if not model.exists():
@@ -149,8 +154,8 @@ def main():
               flush=True)
         if not good:
             missed.append(type_)
-    if args.out is not None:
-        args.out.write_text(json.dumps(results, indent=1, default=float) + "\n")
+        if args.out is not None:
+            args.out.write_text(json.dumps(results, indent=1, default=float) + "\n")
     for name in ("peer.logits", "scion.logits"):
         (args.work / name).unlink(missing_ok=True)
     sys.exit(f"quality.py: bounds missed by {', '.join(missed)}" if missed else 0)
