@@ -100,6 +100,8 @@ inline constexpr int kKvBlockTokens = 32;
 // One layer's K and V in the block pool. Inside a block:
 //   k [num_kv_heads, head_dim, kKvBlockTokens]   (transposed: one query against a tile of keys is a vector operation)
 //   v [num_kv_heads, kKvBlockTokens, head_dim]
+// In bf16 the elements of two rows d, d + 1 of k lie side by side, and those of two tokens of v, as in packed weights:
+//   k [num_kv_heads, head_dim / 2, kKvBlockTokens, 2], v [num_kv_heads, kKvBlockTokens / 2, head_dim, 2]
 // Both of `type`, blocks `block_bytes` apart (num_kv_heads * head_dim * kKvBlockTokens * KvTypeBytes(type)).
 struct KvPlanes {
   std::byte* k = nullptr;
@@ -146,7 +148,8 @@ struct KernelTable {
   //   q, out: group_size * head_dim floats a row, rows q_stride and out_stride floats apart: the query heads that share
   //   kv_head; out may not alias q
   //   block_table: block ids of the sequence, at least (position + rows - 1) / kKvBlockTokens + 1
-  // Keys and values come from the cache only, those of these tokens included.
+  // Keys and values come from the cache only, those of these tokens included. A tier that multiplies bf16 by bf16 rounds
+  // the softmax's weights to bf16 where the cache is of that type.
   void (*attend)(const KvPlanes& planes, const int32_t* block_table, int position, int rows, int kv_head,
                  int group_size, const float* q, size_t q_stride, float scale, float* out, size_t out_stride);
 
