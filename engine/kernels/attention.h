@@ -126,7 +126,7 @@ struct Queries {
 template <class Kv, int kCount>
 inline void AttendTile(const typename Kv::Element* k, const typename Kv::Element* v, int head_dim, int tokens,
                        float scale, int first, Queries& queries) {
-  constexpr int kLines = 16 / kCount < 4 ? (kCount > 8 ? 1 : 16 / kCount) : 4;
+  constexpr int kLines = 16 / kCount < kAttendLines ? (kCount > 8 ? 1 : 16 / kCount) : kAttendLines;
   const float* q = queries.q + first * head_dim;
   float* out = queries.out + first * head_dim;
   const F32x16 minus_infinity = Set1(-__builtin_inff());
