@@ -119,7 +119,10 @@ SCION_KERNEL U32x16 AddDots(U32x16 sums, U32x16 w, U32x16 x) {
   const __m512i w_odd = _mm512_srli_epi16(w, 8);
   const __m512i x_even = _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8);
   const __m512i x_odd = _mm512_srai_epi16(x, 8);
-  return _mm512_add_epi32(sums, _mm512_add_epi32(_mm512_madd_epi16(w_even, x_even), _mm512_madd_epi16(w_odd, x_odd)));
+  sums = _mm512_add_epi32(sums, _mm512_add_epi32(_mm512_madd_epi16(w_even, x_even), _mm512_madd_epi16(w_odd, x_odd)));
+  // Now, not later: a compiler that puts a block's additions off runs out of registers for the products.
+  __asm__("" : "+v"(sums));
+  return sums;
 #endif
 }
 template <class Format>
