@@ -210,7 +210,7 @@ SCION_KERNEL U32x16 TotalDots(U32x16 sums) {
   return {_mm256_madd_epi16(sums.low, ones), _mm256_madd_epi16(sums.high, ones)};
 }
 
-SCION_KERNEL void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+SCION_KERNEL void PrefetchToL2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace
 }  // namespace scion::kernels

@@ -130,7 +130,7 @@ SCION_KERNEL U32x16 TotalDots(U32x16 sums) {
   return sums;
 }
 
-SCION_KERNEL void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+SCION_KERNEL void PrefetchToL2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace
 }  // namespace scion::kernels

@@ -207,7 +207,7 @@ SCION_KERNEL U32x16 TotalDots(U32x16 sums) {
   return sums;
 }
 
-SCION_KERNEL void Prefetch(const void* p) { __builtin_prefetch(p); }
+SCION_KERNEL void PrefetchToL2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace
 }  // namespace scion::kernels
