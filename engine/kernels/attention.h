@@ -151,7 +151,8 @@ SCION_KERNEL void ScoreTile(const KvTile& tile, int head_dim, const float* q, fl
 template <class Dot, int kCount, int kLines>
 SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int tokens, const std::byte* weights,
                             const float* rescale, float* out) {
-  constexpr size_t kWeightBytes = kKvBlockTokens / kStepValues<Dot> * Dot::kStepActivationBytes;
+  constexpr int kValues = kStepValues<Dot>;
+  constexpr size_t kWeightBytes = kKvBlockTokens / kValues * Dot::kStepActivationBytes;
   const size_t step_bytes = static_cast<size_t>(head_dim / 16) * kLineBytes;
   const size_t at = static_cast<size_t>(line) * kLineBytes;
   out += line * 16;
@@ -159,9 +160,9 @@ SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int toke
   for (int i = 0; i < kCount; ++i) {
     for (int l = 0; l < kLines; ++l) sums[i][l] = Mul(Load(out + i * head_dim + l * 16), Set1(rescale[i]));
   }
-  const int whole = tokens / kStepValues<Dot>;
+  const int whole = tokens / kValues;
   AccumulateSteps<Dot, kCount, kLines>(tile.v + at, tile.next_v + at, step_bytes, whole, weights, kWeightBytes, sums);
-  if (kStepValues < Dot >> 1 && tokens % kStepValues<Dot> != 0) {
+  if (kValues > 1 && tokens % kValues != 0) {
     // The other half of the last pairs is nobody's yet.
     alignas(64) std::byte last[kLines * kLineBytes];
     for (int l = 0; l < kLines; ++l) {
@@ -180,7 +181,7 @@ SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int toke
 // One tile, of which all queries [first, first + kCount) see the first `tokens`.
 template <class KDot, class VDot, int kCount>
 inline void AttendTile(const KvTile& tile, int head_dim, int tokens, float scale, int first, Queries& queries) {
-  constexpr int kLines = 16 / kCount < 4 ? (kCount > 8 ? 1 : 16 / kCount) : 4;
+  constexpr int kLines = 16 / kCount < kAttendLines ? (kCount > 8 ? 1 : 16 / kCount) : kAttendLines;
   float* out = queries.out + first * head_dim;
   const F32x16 minus_infinity = Set1(-__builtin_inff());
   alignas(64) float weights[kCount * kKvBlockTokens];

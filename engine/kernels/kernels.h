@@ -20,12 +20,13 @@ namespace scion::kernels {
 
 enum class Tier : uint8_t {
   kPortable,    // plain C++, any machine
+  kAvx2,        // AVX2, FMA and F16C: bf16 weights widened in registers, blocks by vpmaddubsw
   kAvx512,      // AVX-512 F/BW/VL: bf16 weights widened in registers, fp32 FMA
   kAvx512Vnni,  // and vpdpbusd on blocks of 8-bit and 4-bit codes
   kAvx512Bf16,  // and vdpbf16ps on bf16 weights and bf16 activations
 };
 
-std::string_view TierName(Tier tier);  // "portable", "avx512", "avx512vnni", "avx512bf16"
+std::string_view TierName(Tier tier);  // "portable", "avx2", "avx512", "avx512vnni", "avx512bf16"
 
 // The tiers that this machine can run, slowest first; never empty.
 std::span<const Tier> SupportedTiers();
