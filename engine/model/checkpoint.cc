@@ -1,5 +1,7 @@
 #include "engine/model/checkpoint.h"
 
+#include <fcntl.h>
+
 #include <bit>
 #include <cstring>
 #include <system_error>
@@ -118,6 +120,11 @@ absl::Status Checkpoint::Read(const TensorInfo& tensor, uint64_t offset, std::sp
   absl::Status status = file.file.Read(tensor.offset + offset, out);
   if (status.ok()) return status;
   return absl::DataLossError(absl::StrCat(context(), ": ", status.message()));
+}
+
+void Checkpoint::Release(const TensorInfo& tensor) const {
+  ::posix_fadvise(FileOf(tensor).file.fd(), static_cast<off_t>(tensor.offset), static_cast<off_t>(tensor.bytes),
+                  POSIX_FADV_DONTNEED);
 }
 
 absl::StatusOr<std::vector<float>> Checkpoint::ReadFloats(const TensorInfo& tensor) const {

@@ -67,6 +67,9 @@ class Checkpoint {
   // shrunk since it was opened or cannot be read. Thread-safe.
   absl::Status Read(const TensorInfo& tensor, uint64_t offset, std::span<std::byte> out) const;
 
+  // Tells the system that a tensor's data are not needed again soon: their pages in its cache may go.
+  void Release(const TensorInfo& tensor) const;
+
   // Whole small tensors. A float tensor of any float type is widened to fp32; an I32 tensor is copied.
   absl::StatusOr<std::vector<float>> ReadFloats(const TensorInfo& tensor) const;
   absl::StatusOr<std::vector<int32_t>> ReadInt32(const TensorInfo& tensor) const;
