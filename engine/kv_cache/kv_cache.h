@@ -32,8 +32,8 @@ class KvCache {
 
   KvCache(KvCache&& other) noexcept;
 
-  // A block with one holder, or nothing when all are in use: a free one if there is one, else of those that are kept the
-  // one that has been so for longest, whose content is lost. None of these calls allocates memory.
+  // A block with one holder, or nothing when all are in use: a free one if there is one, else of those that are kept
+  // the one that has been so for longest, whose content is lost. None of these calls allocates memory.
   std::optional<int32_t> Allocate();
   // One holder more of a block that is in use or kept.
   void Share(int32_t block);

@@ -2,12 +2,12 @@
 // takes over its blocks instead of computing them. Only full blocks are known here; they never change any more, so
 // nothing is ever copied.
 //
-// A content is a block's tokens together with all those before it: found by the content before and the block's own token
-// ids, all of which are compared, the first block's also by PrefixKey. A hash only says where to look. The type of the
-// keys and values is one for all blocks of a KvCache, and a PrefixCache speaks of one KvCache.
+// A content is a block's tokens together with all those before it: found by the content before and the block's own
+// token ids, all of which are compared, the first block's also by PrefixKey. A hash only says where to look. The type
+// of the keys and values is one for all blocks of a KvCache, and a PrefixCache speaks of one KvCache.
 //
-// An index only: who holds a block, and when it may be taken away, is KvCache's affair. Owned by the engine thread. Never
-// allocates after construction.
+// An index only: who holds a block, and when it may be taken away, is KvCache's affair. Owned by the engine thread.
+// Never allocates after construction.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // The prompts of every domain, and whose turn it is: that of the domain which has had the fewest of its prompts' tokens
-// computed. Within a domain, first come first served. A domain that had nothing to compute for a while starts level with
-// the others: time in which it wanted nothing gives it no claim. (Start-time fair queueing.)
+// computed. Within a domain, first come first served. A domain that had nothing to compute for a while starts level
+// with the others: time in which it wanted nothing gives it no claim. (Start-time fair queueing.)
 //
 // Owned by the engine thread. Never allocates after construction.
 #pragma once

@@ -106,9 +106,8 @@ void Scheduler::SchedulePrefills(int budget, bool may_let_in) {
   }
   while (step_rows_ < budget) {
     may_let_in = may_let_in && static_cast<int>(running_.size()) < limits_.max_running;
-    DomainQueues::Domain* domain = domains_.Next([&](const DomainQueues::Domain& d) {
-      return !d.prefills.empty() || (may_let_in && Newcomer(d) != nullptr);
-    });
+    DomainQueues::Domain* domain = domains_.Next(
+        [&](const DomainQueues::Domain& d) { return !d.prefills.empty() || (may_let_in && Newcomer(d) != nullptr); });
     if (domain == nullptr) break;
     Sequence* s = domain->prefills.front();
     if (s != nullptr) {

@@ -1,10 +1,10 @@
 // Continuous batching: chooses, step by step, which tokens of which sequences are computed next.
 //
 // Every step takes first the next token of each sequence that is decoding, then, under a budget of tokens, chunks of
-// prompts: the domains take turns, in each the prompts that are being prefilled go before new ones. A prompt's beginning
-// that the prefix cache knows is passed over. Blocks of the KV cache are taken as they are needed; when none is left, the
-// sequence that was let in last gives up its own and waits to be computed anew (the bits come out the same, so nobody
-// notices but the clock). The one that was let in first is never preempted, so all end.
+// prompts: the domains take turns, in each the prompts that are being prefilled go before new ones. A prompt's
+// beginning that the prefix cache knows is passed over. Blocks of the KV cache are taken as they are needed; when none
+// is left, the sequence that was let in last gives up its own and waits to be computed anew (the bits come out the
+// same, so nobody notices but the clock). The one that was let in first is never preempted, so all end.
 //
 // Owned by the engine thread. Never allocates after construction.
 #pragma once
@@ -41,8 +41,8 @@ struct SchedulerLimits {
 
 class Scheduler {
  public:
-  // max_running <= max_step_tokens, so that no decoding sequence is ever left out for want of budget. prefixes: null for
-  // none.
+  // max_running <= max_step_tokens, so that no decoding sequence is ever left out for want of budget. prefixes: null
+  // for none.
   Scheduler(const SchedulerLimits& limits, int num_domains, KvCache& cache, PrefixCache* prefixes = nullptr);
 
   // Puts a new sequence behind all others of its domain.

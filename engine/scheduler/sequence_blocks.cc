@@ -62,8 +62,8 @@ void SequenceBlocks::Store(Sequence* s) {
     int32_t& block = s->blocks[static_cast<size_t>(s->num_stored)];
     const PrefixCache::Content content =
         prefixes_->Insert(KeyOf(*s), s->content,
-                          std::span<const int32_t>(s->tokens).subspan(
-                              static_cast<size_t>(s->num_stored * block_tokens), static_cast<size_t>(block_tokens)),
+                          std::span<const int32_t>(s->tokens).subspan(static_cast<size_t>(s->num_stored * block_tokens),
+                                                                      static_cast<size_t>(block_tokens)),
                           block);
     if (content.block != block) {
       cache_.Share(content.block);
@@ -75,8 +75,8 @@ void SequenceBlocks::Store(Sequence* s) {
 }
 
 void SequenceBlocks::Release(Sequence* s) {
-  // From the end, so that a content goes before those that it comes after: whoever holds a stored block holds all before
-  // it, hence nothing in the prefix cache is ever left without its beginning.
+  // From the end, so that a content goes before those that it comes after: whoever holds a stored block holds all
+  // before it, hence nothing in the prefix cache is ever left without its beginning.
   while (!s->blocks.empty()) {
     const int32_t block = s->blocks.back();
     s->blocks.pop_back();

@@ -50,8 +50,8 @@ void StepBudget::StepTook(int rows, absl::Duration time) {
 
 int StepBudget::Rows() const {
   if (std::isinf(points_.front().seconds)) return max_rows_;
-  const auto above = std::find_if(points_.begin(), points_.end(),
-                                  [this](const Point& p) { return p.seconds > target_seconds_; });
+  const auto above =
+      std::find_if(points_.begin(), points_.end(), [this](const Point& p) { return p.seconds > target_seconds_; });
   if (above == points_.end()) return max_rows_;
   if (above == points_.begin()) return 1;
   const Point& below = *std::prev(above);

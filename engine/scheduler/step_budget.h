@@ -1,8 +1,8 @@
 // How many rows a step may have so that it ends in time, learnt from the steps that were.
 //
-// Keeps the time of steps of about 1, 2, 3, 4, 6, 8, 12 ... rows. More rows never take less time, and never more than in
-// proportion; by that each measurement corrects the entries beside its own too, so that a single slow step is forgotten
-// as soon as smaller ones have been quick.
+// Keeps the time of steps of about 1, 2, 3, 4, 6, 8, 12 ... rows. More rows never take less time, and never more than
+// in proportion; by that each measurement corrects the entries beside its own too, so that a single slow step is
+// forgotten as soon as smaller ones have been quick.
 //
 // Any answer is as correct as any other: a request's bits do not depend on how its prompt is cut. Owned by the engine
 // thread. Never allocates after construction.

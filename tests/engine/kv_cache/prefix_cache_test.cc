@@ -42,9 +42,9 @@ TEST(PrefixCache, SharesNothingBetweenKeys) {
   const PrefixKey key{.domain = 1, .generation = 2, .tenant = 3};
   const Tokens tokens = {1, 2, 3, 4};
   const ContentId id = cache.Insert(key, ContentId::kEmpty, tokens, 0).id;
-  for (const PrefixKey& other : {PrefixKey{.domain = 0, .generation = 2, .tenant = 3},
-                                 PrefixKey{.domain = 1, .generation = 1, .tenant = 3},
-                                 PrefixKey{.domain = 1, .generation = 2, .tenant = 4}}) {
+  for (const PrefixKey& other :
+       {PrefixKey{.domain = 0, .generation = 2, .tenant = 3}, PrefixKey{.domain = 1, .generation = 1, .tenant = 3},
+        PrefixKey{.domain = 1, .generation = 2, .tenant = 4}}) {
     EXPECT_FALSE(cache.Find(other, ContentId::kEmpty, tokens).has_value());
   }
   EXPECT_EQ(cache.Find(key, ContentId::kEmpty, tokens)->id, id);

@@ -51,7 +51,8 @@ class SchedulerTest : public testing::Test {
     return values;
   }
   uint64_t& MemoryAt(const Sequence& s, int position) {
-    return memory_[static_cast<size_t>(s.blocks.at(static_cast<size_t>(position / kBlock)) * kBlock + position % kBlock)];
+    return memory_[static_cast<size_t>(s.blocks.at(static_cast<size_t>(position / kBlock)) * kBlock +
+                                       position % kBlock)];
   }
   // One step; every sequence whose chunk completes gets a new token, as a decoder would give it.
   std::vector<ScheduledChunk> Step(int timely_tokens = 1 << 20) {
@@ -412,8 +413,8 @@ TEST_F(SchedulerTest, UnderPressureTextsLoseTheirEndsFirstAndTheOldestGoFirst) {
 }
 
 // Random arrivals, lengths and departures under a cache that is far too small: everybody ends, no block is lost, and
-// no sequence ever enters a step without what its earlier tokens left behind (Step() sees to that). With a prefix cache,
-// many begin alike.
+// no sequence ever enters a step without what its earlier tokens left behind (Step() sees to that). With a prefix
+// cache, many begin alike.
 TEST_F(SchedulerTest, EverySequenceEndsWhateverComes) {
   std::mt19937 random(11);
   uint64_t preemptions = 0, hits = 0, evictions = 0;

@@ -25,9 +25,7 @@ std::vector<double> Serve(StepBudget& budget, const Machine& machine, int decode
   return times;
 }
 
-TEST(StepBudget, TakesAllUntilSomethingIsKnown) {
-  EXPECT_EQ(StepBudget(kTarget, 500).Rows(), 500);
-}
+TEST(StepBudget, TakesAllUntilSomethingIsKnown) { EXPECT_EQ(StepBudget(kTarget, 500).Rows(), 500); }
 
 TEST(StepBudget, FindsWhatTheMachineCanDoInTimeWithoutEverExceedingIt) {
   // Bound by memory up to some rows, then by arithmetic; experts that are not yet visited make small steps dearer.
