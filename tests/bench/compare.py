@@ -1,93 +1,128 @@
 #!/usr/bin/env python3
-"""Scion beside other engines on the same GGUF files: single-stream decode and prefill, in turn, in one run.
+"""Scion beside llama.cpp and ik_llama.cpp on the same files, and beside the limits of the machine, in one run.
 
-usage: compare.py [--bin DIR] [--peer NAME=DIR]... [--rounds N] [--threads N] [--prefill N] [--decode N] [--out FILE]
-                  FILE.gguf...
+Each round measures Scion and then every peer once (A B C, A B C, ...) on one row: 5 rounds, 3 where a round exceeds a
+minute. All sides get the same file, threads, random token ids from the same seed, and 16-bit K and V. Printed are every
+pair, the median of the rounds' ratios with their range (above 1, Scion is better), the share of the limit that limits.c
+and roof.py give for this run, and which targets are reached.
 
-A peer's DIR holds its llama-bench. Each round runs Scion's step_bench and every peer's llama-bench once, one after the
-other, on each file: the same threads, random token ids on all sides, 16-bit K and V, --prefill tokens of a prompt and
---decode tokens after an empty one, after a warm-up of the program's own. Printed are the pairs, and for each peer the
-median of the rounds' ratios with their range: above 1, Scion is faster. --out keeps every figure as JSON lines, and a
-run that finds a file's rounds there goes on after them.
+--out keeps every round in a JSON file; the same command goes on where it was cut off. Files that are missing in
+--models are made: random weights by make_gguf.py (numpy), other types by the first peer's llama-quantize.
 
-Synthetic files come from make_gguf.py (numpy) and a peer's llama-quantize.
+A peer is NAME=DIR with llama-bench, llama-batched-bench, llama-server (and llama-quantize) in DIR, DIR/bin or
+DIR/build/bin, built with native flags; a NAME that begins with "ik" is run with -rtr 1, and its batched bench must have
+been made to use random token ids. Without --peer, PyPI's llama-cpp-python source package is downloaded and built below
+--work; --alone measures Scion only.
 """
 
 import argparse
 import json
 import pathlib
-import re
 import statistics
-import subprocess
 import sys
+import time
+
+from harness import build_peer, engines, limits, models, plot, report, results, rows
+
+LONG_ROUND_SECONDS = 60
+LIMITS_EVERY_SECONDS = 900
+HERE = pathlib.Path(__file__).resolve().parent
 
 
-def scion(arguments, model):
-    """tokens/s of (prefill, decode), and the share of the read bandwidth that decode reached."""
-    text = subprocess.run([arguments.bin / "step_bench", model, "--threads", str(arguments.threads), "--rounds", "1",
-                           "--prefill", str(arguments.prefill), "--depth", "0", "--decode", str(arguments.decode)],
-                          check=True, capture_output=True, text=True).stdout
-    found = re.search(r"median +decode ([\d.]+) tokens/s, (\d+)% of the bandwidth +prefill ([\d.]+) tokens/s", text)
-    return {"prefill": float(found[3]), "decode": float(found[1]), "bandwidth": int(found[2]) / 100}
+def rounds_wanted(rounds):
+    """5; 3 where a round exceeds a minute."""
+    return 3 if any(r["seconds"] > LONG_ROUND_SECONDS for r in rounds) else 5
 
 
-def llama_bench(arguments, directory, model):
-    lines = subprocess.run([directory / "llama-bench", "-m", model, "-t", str(arguments.threads), "-r", "1", "-o", "jsonl",
-                            "-p", str(arguments.prefill), "-n", str(arguments.decode), "-ctk", "f16", "-ctv", "f16"],
-                           check=True, capture_output=True, text=True).stdout.splitlines()
-    results = [json.loads(line) for line in lines if line.startswith("{")]
-    return {"prefill": next(r["avg_ts"] for r in results if r["n_prompt"] > 0),
-            "decode": next(r["avg_ts"] for r in results if r["n_gen"] > 0)}
+def measure_row(row, all_engines, model, kept, most_rounds):
+    names = [engine.name for engine in all_engines]
+    while len(done := kept.rounds(row.name, names)) < min(rounds_wanted(done), most_rounds or 5):
+        models.read_into_page_cache(model.path)
+        figures, begin = {}, time.monotonic()
+        for engine in all_engines:
+            figures[engine.name] = engine.measure(row, model)
+        figures["seconds"] = time.monotonic() - begin
+        kept.add_round(row.name, figures)
+        print(f"{row.name} round {len(done) + 1}: {json.dumps(figures)}", file=sys.stderr, flush=True)
+    return kept.rounds(row.name, names)
 
 
-def earlier_rounds(path):
-    if path is None or not path.exists():
+def arguments():
+    listed = "\n".join(f"  {row.name:24} {row.help}" for row in rows.ROWS)
+    parser = argparse.ArgumentParser(description=__doc__, epilog=f"rows:\n{listed}",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", action="append", default=[], metavar="NAME",
+                        help="only this row; a shell pattern, may be repeated (default: all)")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--alone", action="store_true", help="no peer")
+    parser.add_argument("--bin", type=pathlib.Path, default=HERE.parents[1] / "build/release/bin",
+                        help="step_bench and moe-serve (default: %(default)s)")
+    parser.add_argument("--work", type=pathlib.Path, default=HERE.parents[1] / "build/bench",
+                        help="what is made for the run (default: %(default)s)")
+    parser.add_argument("--models", type=pathlib.Path, help="the measured files (default: models below --work)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, metavar="N", help="at most N rounds")
+    parser.add_argument("--no-limits", action="store_true", help="do not run limits.c (half a minute, 4 GiB)")
+    parser.add_argument("--floor", type=float, metavar="SHARE",
+                        help="exit with 1 if decode reads below this share of the bandwidth measured in the same round")
+    parser.add_argument("--out", type=pathlib.Path, metavar="FILE.json",
+                        help="keep every round here, and go on from it")
+    parser.add_argument("--svg", type=pathlib.Path, metavar="FILE.svg",
+                        help="draw the server rows' throughput against concurrency")
+    parser.add_argument("--report", action="store_true", help="measure nothing, print what --out holds")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table of all rows at the end")
+    return parser.parse_args()
+
+
+def peers_of(args):
+    if args.alone:
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    given = args.peer or [f"llama.cpp={build_peer.llama_cpp(args.work)}"]
+    return [engines.peer(argument, args.threads) for argument in given]
 
 
-def report(model, rounds, peers):
-    for work in ("decode", "prefill"):
-        for peer in peers:
-            ratios = [r["scion"][work] / r[peer][work] for r in rounds]
-            ours = statistics.median(r["scion"][work] for r in rounds)
-            theirs = statistics.median(r[peer][work] for r in rounds)
-            print(f"{model.stem:16} {work:8} Scion {ours:8.1f}  {peer} {theirs:8.1f} tokens/s   ratio "
-                  f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
-    share = statistics.median(r["scion"]["bandwidth"] for r in rounds)
-    print(f"{model.stem:16} decode at {100 * share:.0f}% of the read bandwidth", flush=True)
+def below_floor(row, rounds, floor):
+    """Whether the row decodes one stream, and slower than the floor."""
+    shares = [r["scion"]["decode_share"] for r in rounds if "decode_share" in r["scion"]]
+    return bool(shares) and statistics.median(shares) < floor
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bin", type=pathlib.Path, default=pathlib.Path("build/release/bin"))
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=DIR")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prefill", type=int, default=512)
-    parser.add_argument("--decode", type=int, default=64)
-    parser.add_argument("--out", type=pathlib.Path)
-    parser.add_argument("models", nargs="+", type=pathlib.Path, metavar="FILE.gguf")
-    arguments = parser.parse_args()
-    peers = {}
-    for peer in arguments.peer:
-        name, _, directory = peer.partition("=")
-        if not (pathlib.Path(directory) / "llama-bench").exists():
-            sys.exit(f"compare.py: --peer {peer}: there is no llama-bench in '{directory}'")
-        peers[name] = pathlib.Path(directory)
-    earlier = earlier_rounds(arguments.out)
-    for model in arguments.models:
-        rounds = [r for r in earlier if r["model"] == model.stem and all(p in r for p in peers)]
-        while len(rounds) < arguments.rounds:
-            figures = {"model": model.stem, "scion": scion(arguments, model)}
-            for name, directory in peers.items():
-                figures[name] = llama_bench(arguments, directory, model)
-            rounds.append(figures)
-            print(json.dumps(figures), file=sys.stderr, flush=True)
-            if arguments.out is not None:
-                with arguments.out.open("a") as out:
-                    out.write(json.dumps(figures) + "\n")
-        report(model, rounds, peers)
+    args = arguments()
+    try:
+        wanted = rows.chosen(args.row)
+        peers = peers_of(args)
+        kept = results.Results(args.out, {"threads": args.threads})
+    except KeyError as error:
+        sys.exit(f"compare.py: no row {error}; --help lists them")
+    except ValueError as error:
+        sys.exit(f"compare.py: {error}")
+    quantize = next((p for peer in peers if (p := peer.directory / "llama-quantize").exists()), None)
+    files = models.Models(args.models or args.work / "models", quantize)
+    scion = engines.Scion("scion", args.bin, args.threads)
+    limits_age, failed, measured_rows = None, False, []
+    for row in wanted:
+        row_peers = peers if row.peers_can else []
+        names = [peer.name for peer in row_peers]
+        if args.report:
+            done = kept.rounds(row.name, ["scion", *names])
+        else:
+            if not args.no_limits and (limits_age is None or time.monotonic() - limits_age > LIMITS_EVERY_SECONDS):
+                if (measured := limits.measure(args.work, args.threads)) is not None:
+                    kept.add_limits(measured)
+                limits_age = time.monotonic()
+            done = measure_row(row, [scion, *row_peers], files.get(row), kept, args.rounds)
+        if done:
+            measured_rows.append((row, done))
+            print("\n".join(report.lines(row, done, names, kept.data["limits"])), flush=True)
+            failed |= args.floor is not None and below_floor(row, done, args.floor)
+    if args.markdown:
+        print("\n".join(report.table(measured_rows, [peer.name for peer in peers], kept.data["limits"])))
+    if args.svg is not None:
+        lines = plot.series(rows.ROWS, kept, ["scion", *[peer.name for peer in peers]])
+        args.svg.write_text(plot.svg(lines, "switch Q8_0, prompt 128, output 64: output tokens/s"))
+    if failed:
+        sys.exit(f"compare.py: decode is below {args.floor:.0%} of the bandwidth")
 
 
 if __name__ == "__main__":

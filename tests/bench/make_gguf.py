@@ -1,81 +1,176 @@
-#!/usr/bin/python3
-"""Write synthetic-weight BF16 GGUF files (needs python3-numpy only).
-usage: make_gguf.py {wide|olmoe|switch|dense} OUT.gguf [VOCAB.gguf]
-Without VOCAB.gguf a made-up SentencePiece-type vocabulary of 32,000 pieces is written (50,432 for wide and olmoe).
-Random-normal weights (std 0.02) cut from one 32M-element random pool at random offsets;
-token embeddings have std 1 so the routers see token-dependent input and routing is balanced."""
-import struct,sys,numpy as np
-shape,out=sys.argv[1:3]; vocab=sys.argv[3] if len(sys.argv)>3 else None
-C={'wide':  dict(arch='qwen3moe',d=2048,L=16,h=16,kv=16,ff=1024,E=64,K=8, ctx=8192,theta=10000.0),
-   'olmoe': dict(arch='olmoe', d=2048,L=16,h=16,kv=16,ff=1024,E=64,K=8, ctx=8192,theta=10000.0),
-   'switch':dict(arch='llama', d=1024,L=16,h=16,kv=8, ff=2816,E=16,K=1, ctx=8192,theta=10000.0),
-   'dense': dict(arch='llama', d=1024,L=16,h=16,kv=8, ff=2816,E=0, K=0, ctx=8192,theta=10000.0)}[shape]
-def S(s): s=s.encode(); return struct.pack('<Q',len(s))+s
-kvs=[]
-if vocab:  # ---- copy the raw tokenizer KVs
-    b=open(vocab,'rb').read(); p=4; ver,nt,nkv=struct.unpack_from('<IQQ',b,p); p+=20
-    SZ={0:1,1:1,2:2,3:2,4:4,5:4,6:4,7:1,10:8,11:8,12:8}; nv=None
-    def skip(t,p):
-        if t in SZ: return p+SZ[t]
-        if t==8: return p+8+struct.unpack_from('<Q',b,p)[0]
-        et,n=struct.unpack_from('<IQ',b,p); p+=12
-        if et in SZ: return p+n*SZ[et]
-        for _ in range(n): p=skip(et,p)
-        return p
-    for _ in range(nkv):
-        s=p; n=struct.unpack_from('<Q',b,p)[0]; k=b[p+8:p+8+n].decode(); p+=8+n
-        t=struct.unpack_from('<I',b,p)[0]; p+=4
-        if k=='tokenizer.ggml.tokens': nv=struct.unpack_from('<IQ',b,p)[1]
-        p=skip(t,p)
-        if k.startswith('tokenizer.'): kvs.append(b[s:p])
-else:      # ---- make one up: control tokens, bytes, then pieces
-    nv=50432 if C['d']==2048 else 32000
-    toks=['<unk>','<s>','</s>']+['<0x%02X>'%i for i in range(256)]+['\u2581']+['\u2581p%d'%i for i in range(nv-260)]
-    types=[2,3,3]+[6]*256+[1]*(nv-259)
-    A=lambda et,n,raw: struct.pack('<IIQ',9,et,n)+raw
-    kvs+=[S('tokenizer.ggml.model')+struct.pack('<I',8)+S('llama'),
-          S('tokenizer.ggml.tokens')+A(8,nv,b''.join(map(S,toks))),
-          S('tokenizer.ggml.scores')+A(6,nv,np.arange(0,-nv,-1,dtype=np.float32).tobytes()),
-          S('tokenizer.ggml.token_type')+A(5,nv,np.array(types,np.int32).tobytes()),
-          S('tokenizer.ggml.bos_token_id')+struct.pack('<II',4,1),S('tokenizer.ggml.eos_token_id')+struct.pack('<II',4,2)]
-def kv(k,t,v): kvs.append(S(k)+struct.pack('<I',t)+v)
-u=lambda x:struct.pack('<I',x); f=lambda x:struct.pack('<f',x)
-a=C['arch']; d,L,h,nkvh,ff,E=C['d'],C['L'],C['h'],C['kv'],C['ff'],C['E']; hd=d//h
-kv('general.architecture',8,S(a)); kv('general.name',8,S('synthetic-'+shape)); kv('general.file_type',4,u(32)); kv('general.quantization_version',4,u(2))
-for k,v in dict(context_length=C['ctx'],embedding_length=d,block_count=L,feed_forward_length=ff,vocab_size=nv).items(): kv(f'{a}.{k}',4,u(v))
-kv(f'{a}.attention.head_count',4,u(h)); kv(f'{a}.attention.head_count_kv',4,u(nkvh))
-kv(f'{a}.attention.layer_norm_rms_epsilon',6,f(1e-5)); kv(f'{a}.rope.freq_base',6,f(C['theta'])); kv(f'{a}.rope.dimension_count',4,u(hd))
-if E: kv(f'{a}.expert_count',4,u(E)); kv(f'{a}.expert_used_count',4,u(C['K']))
-if a=='qwen3moe':
-    for k,v in (('expert_feed_forward_length',ff),('attention.key_length',hd),('attention.value_length',hd)): kv(f'{a}.{k}',4,u(v))
-# ---- tensors (ne order = ggml order, fastest first)
-T=[('token_embd.weight',(d,nv),30,1.0),('output_norm.weight',(d,),0,'one'),('output.weight',(d,nv),30,.02)]
-for i in range(L):
-    P=f'blk.{i}.'
-    T+=[(P+'attn_norm.weight',(d,),0,'one'),(P+'attn_q.weight',(d,d),30,.02),(P+'attn_k.weight',(d,hd*nkvh),30,.02),(P+'attn_v.weight',(d,hd*nkvh),30,.02),(P+'attn_output.weight',(d,d),30,.02),(P+'ffn_norm.weight',(d,),0,'one')]
-    if a=='olmoe': T+=[(P+'attn_q_norm.weight',(d,),0,'one'),(P+'attn_k_norm.weight',(hd*nkvh,),0,'one')]
-    if a=='qwen3moe': T+=[(P+'attn_q_norm.weight',(hd,),0,'one'),(P+'attn_k_norm.weight',(hd,),0,'one')]
-    if E: T+=[(P+'ffn_gate_inp.weight',(d,E),0,.02),(P+'ffn_gate_exps.weight',(d,ff,E),30,.02),(P+'ffn_up_exps.weight',(d,ff,E),30,.02),(P+'ffn_down_exps.weight',(ff,d,E),30,.02)]
-    else: T+=[(P+'ffn_gate.weight',(d,ff),30,.02),(P+'ffn_up.weight',(d,ff),30,.02),(P+'ffn_down.weight',(ff,d),30,.02)]
-esz={0:4,30:2}; off=0; infos=b''; tot=0
-for n,sh,t,_ in T:
-    infos+=S(n)+u(len(sh))+b''.join(struct.pack('<Q',x) for x in sh)+u(t)+struct.pack('<Q',off)
-    nb=int(np.prod(sh))*esz[t]; tot+=int(np.prod(sh)); off+=(nb+31)//32*32
-hdr=b'GGUF'+struct.pack('<IQQ',3,len(T),len(kvs))+b''.join(kvs)+infos
-hdr+=b'\0'*(-len(hdr)%32)
-rng=np.random.default_rng(1234); N=1<<25
-pool=rng.standard_normal(N,dtype=np.float32)
-bf=lambda x:((x.view(np.uint32)+0x8000)>>16).astype(np.uint16)
-pools={s:bf(pool*np.float32(s)) for s in (1.0,.02)}
-with open(out,'wb') as o:
-    o.write(hdr)
-    for n,sh,t,s in T:
-        ne=int(np.prod(sh))
-        if s=='one': x=np.ones(ne,np.float32).tobytes(); o.write(x); nb=len(x)
-        elif t==0: x=(rng.standard_normal(ne,dtype=np.float32)*s).tobytes(); o.write(x); nb=len(x)
-        else:
-            nb=ne*2; left=ne; q=pools[s]
-            while left:
-                st=int(rng.integers(0,N-1)); c=min(left,N-st,1<<22); o.write(q[st:st+c].data); left-=c
-        o.write(b'\0'*(-nb%32))
-print(out,'params',tot,'bytes',len(hdr)+off,'vocab',nv)
+#!/usr/bin/env python3
+"""Writes a GGUF file of random BF16 weights, for speed measurements. Needs numpy.
+
+usage: make_gguf.py {dense,switch,wide} OUT.gguf
+
+dense   llama: hidden 1024, 16 layers, 16 heads, 8 KV heads, FFN 2816, vocabulary 32,000: 0.25B parameters
+switch  the same with 16 experts, top-1: 2.33B parameters, 0.22B active
+wide    qwen3moe: hidden 2048, 16 layers, 16 heads, 64 experts of 1024, top-8, vocabulary 50,432: 6.9B, 1.2B active
+
+Weights are normal, cut from one pool of 32M random numbers at random places. Embeddings have standard deviation 1, all
+else 0.02: so routers see input that depends on the token, and experts are visited evenly. The vocabulary is made up:
+control tokens, bytes, then pieces.
+"""
+
+import dataclasses
+import struct
+import sys
+
+import numpy
+
+SEED, POOL_ELEMENTS, PIECE_ELEMENTS = 1234, 1 << 25, 1 << 22
+ALIGNMENT, RMS_EPS, CONTEXT, ROPE_BASE = 32, 1e-5, 8192, 10000.0
+F32, BF16 = 0, 30  # tensor types
+UINT32, INT32, FLOAT32, STRING, ARRAY = 4, 5, 6, 8, 9  # metadata types
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # token types
+ONES = "ones"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    arch: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    ffn: int  # of the dense FFN, or of an expert
+    experts: int
+    experts_per_token: int
+    vocabulary: int
+
+
+SHAPES = {"dense": Shape("llama", 1024, 16, 16, 8, 2816, 0, 0, 32000),
+          "switch": Shape("llama", 1024, 16, 16, 8, 2816, 16, 1, 32000),
+          "wide": Shape("qwen3moe", 2048, 16, 16, 16, 1024, 64, 8, 50432)}
+
+
+def string(text):
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def key_value(key, type_, value):
+    return string(key) + struct.pack("<I", type_) + value
+
+
+def array(key, type_, count, data):
+    return key_value(key, ARRAY, struct.pack("<IQ", type_, count) + data)
+
+
+def uint32(key, value):
+    return key_value(key, UINT32, struct.pack("<I", value))
+
+
+def float32(key, value):
+    return key_value(key, FLOAT32, struct.pack("<f", value))
+
+
+def vocabulary(size):
+    tokens = ["<unk>", "<s>", "</s>", *[f"<0x{byte:02X}>" for byte in range(256)], "\u2581"]
+    tokens += [f"\u2581p{i}" for i in range(size - len(tokens))]
+    types = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256
+    types += [NORMAL] * (size - len(types))
+    return [key_value("tokenizer.ggml.model", STRING, string("llama")),
+            array("tokenizer.ggml.tokens", STRING, size, b"".join(map(string, tokens))),
+            array("tokenizer.ggml.scores", FLOAT32, size, numpy.arange(0, -size, -1, dtype=numpy.float32).tobytes()),
+            array("tokenizer.ggml.token_type", INT32, size, numpy.array(types, numpy.int32).tobytes()),
+            uint32("tokenizer.ggml.bos_token_id", 1), uint32("tokenizer.ggml.eos_token_id", 2)]
+
+
+def metadata(name, s):
+    head = s.hidden // s.heads
+    numbers = {"context_length": CONTEXT, "embedding_length": s.hidden, "block_count": s.layers,
+               "feed_forward_length": s.ffn, "vocab_size": s.vocabulary, "attention.head_count": s.heads,
+               "attention.head_count_kv": s.kv_heads, "rope.dimension_count": head}
+    if s.experts:
+        numbers |= {"expert_count": s.experts, "expert_used_count": s.experts_per_token}
+    if s.arch == "qwen3moe":
+        numbers |= {"expert_feed_forward_length": s.ffn, "attention.key_length": head, "attention.value_length": head}
+    return [*vocabulary(s.vocabulary),
+            key_value("general.architecture", STRING, string(s.arch)),
+            key_value("general.name", STRING, string(f"synthetic-{name}")),
+            uint32("general.file_type", 32), uint32("general.quantization_version", 2),
+            *[uint32(f"{s.arch}.{key}", value) for key, value in numbers.items()],
+            float32(f"{s.arch}.attention.layer_norm_rms_epsilon", RMS_EPS),
+            float32(f"{s.arch}.rope.freq_base", ROPE_BASE)]
+
+
+def tensors(s):
+    """(name, shape with the fastest dimension first, type, ONES or the standard deviation), in file order."""
+    head, weight = s.hidden // s.heads, 0.02
+    kv = head * s.kv_heads
+    yield "token_embd.weight", (s.hidden, s.vocabulary), BF16, 1.0
+    yield "output_norm.weight", (s.hidden,), F32, ONES
+    yield "output.weight", (s.hidden, s.vocabulary), BF16, weight
+    for layer in range(s.layers):
+        p = f"blk.{layer}."
+        yield p + "attn_norm.weight", (s.hidden,), F32, ONES
+        yield p + "attn_q.weight", (s.hidden, s.hidden), BF16, weight
+        yield p + "attn_k.weight", (s.hidden, kv), BF16, weight
+        yield p + "attn_v.weight", (s.hidden, kv), BF16, weight
+        yield p + "attn_output.weight", (s.hidden, s.hidden), BF16, weight
+        yield p + "ffn_norm.weight", (s.hidden,), F32, ONES
+        if s.arch == "qwen3moe":
+            yield p + "attn_q_norm.weight", (head,), F32, ONES
+            yield p + "attn_k_norm.weight", (head,), F32, ONES
+        experts, suffix = ((s.experts,), "_exps") if s.experts else ((), "")
+        if s.experts:
+            yield p + "ffn_gate_inp.weight", (s.hidden, s.experts), F32, weight
+        yield f"{p}ffn_gate{suffix}.weight", (s.hidden, s.ffn, *experts), BF16, weight
+        yield f"{p}ffn_up{suffix}.weight", (s.hidden, s.ffn, *experts), BF16, weight
+        yield f"{p}ffn_down{suffix}.weight", (s.ffn, s.hidden, *experts), BF16, weight
+
+
+def elements(shape):
+    return int(numpy.prod(shape, dtype=numpy.int64))
+
+
+def padding(size):
+    return -size % ALIGNMENT
+
+
+def header(name, s):
+    infos, offset, count = b"", 0, 0
+    for tensor, shape, type_, _ in tensors(s):
+        infos += string(tensor) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, type_, offset)
+        size = elements(shape) * (2 if type_ == BF16 else 4)
+        offset += size + padding(size)
+        count += 1
+    entries = metadata(name, s)
+    out = b"GGUF" + struct.pack("<IQQ", 3, count, len(entries)) + b"".join(entries) + infos
+    return out + b"\0" * padding(len(out))
+
+
+def to_bf16(values):
+    return ((values.view(numpy.uint32) + 0x8000) >> 16).astype(numpy.uint16)
+
+
+def write(name, path):
+    s, random = SHAPES[name], numpy.random.default_rng(SEED)
+    pool = random.standard_normal(POOL_ELEMENTS, dtype=numpy.float32)
+    pools = {deviation: to_bf16(pool * numpy.float32(deviation)) for deviation in (1.0, 0.02)}
+    with open(path, "wb") as out:
+        out.write(header(name, s))
+        for _, shape, type_, content in tensors(s):
+            count = left = elements(shape)
+            if content == ONES:
+                out.write(numpy.ones(count, numpy.float32).tobytes())
+            elif type_ == F32:
+                out.write((random.standard_normal(count, dtype=numpy.float32) * content).tobytes())
+            else:
+                while left:
+                    start = int(random.integers(0, POOL_ELEMENTS - 1))
+                    piece = min(left, POOL_ELEMENTS - start, PIECE_ELEMENTS)
+                    out.write(pools[content][start:start + piece].data)
+                    left -= piece
+            out.write(b"\0" * padding(count * (2 if type_ == BF16 else 4)))
+
+
+def main():
+    if len(sys.argv) != 3 or sys.argv[1] not in SHAPES:
+        sys.exit(__doc__)
+    write(sys.argv[1], sys.argv[2])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The machine's limits, measured by limits.c, and what roof.py makes of them for a row."""
+
+import os
+import pathlib
+import re
+import subprocess
+import time
+
+import roof
+from harness.rows import OUTPUT_TOKENS, PROMPT_TOKENS
+
+LIMITS_C = pathlib.Path(__file__).resolve().parents[1] / "limits.c"
+LINE = re.compile(r"^(?P<what>.+?)\s+T=(?P<threads>\d)\s+median\s+(?P<median>[\d.]+)\s")
+# roof.py's names of our shapes: wide has olmoe's sizes. The RRE twin is switch with four experts in a domain and no gate.
+ROOF_SHAPE = {"dense": "dense", "switch": "switch", "wide": "olmoe", "rre": "rre"}
+roof.S["rre"] = dict(roof.S["switch"], E=4, router=0)
+PEAK_NAME = {"BF16": "bf16", "Q8_0": "i8", "Q4_0": "i8"}
+
+
+def parse(text):
+    """limits.c's output as {threads: {"bandwidth": bytes/s, "bf16": FLOP/s, "i8": OP/s}}: medians, the best way to read
+    memory."""
+    found = {}
+    for match in map(LINE.match, text.splitlines()):
+        if not match:
+            continue
+        limits = found.setdefault(int(match["threads"]), {"bandwidth": 0.0, "bf16": 0.0, "i8": 0.0})
+        value = float(match["median"]) * 1e9
+        if match["what"].startswith("read "):
+            limits["bandwidth"] = max(limits["bandwidth"], value)
+        elif match["what"].startswith("bf16 "):
+            limits["bf16"] = value
+        elif match["what"].startswith("int8 "):
+            limits["i8"] = value
+    return found
+
+
+def measure(build_directory, threads):
+    """Builds and runs limits.c (half a minute, 4 GiB). Nothing where it can't run: it needs AVX-512 with bf16 and int8
+    dot products, and knows one thread and two."""
+    program = pathlib.Path(build_directory) / "limits"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([os.environ.get("CC", "gcc"), "-w", "-O3", "-march=native", "-pthread", LIMITS_C, "-o",
+                    program], check=True)
+    ran = subprocess.run([program], capture_output=True, text=True)
+    limits = parse(ran.stdout).get(threads)
+    if ran.returncode != 0 or limits is None or 0 in limits.values():
+        return None
+    return dict(limits, threads=threads, time=time.time())
+
+
+def limit(row, limits):
+    """Tokens/s that the row can't exceed on a machine of these limits; nothing for a row without such a limit."""
+    threads = limits["threads"]
+    roof.BW[threads] = limits["bandwidth"]
+    for peak in ("bf16", "i8"):
+        roof.PK[peak][threads] = limits[peak]
+    shape, type_ = ROOF_SHAPE[row.shape], row.type.lower()
+    if row.kind == "prefill":
+        return roof.prefill(shape, type_, n=row.prompt, T=threads)[1]
+    if row.kind == "decode":
+        # Streams of several domains visit experts of their own domain: as that many batches that share the trunk.
+        context = row.depth + 32
+        if row.domains == 1:
+            return roof.decode(shape, type_, B=row.streams, T=threads, ctx=context)[1]
+        return _mixed(shape, type_, row, threads, context)
+    if row.kind == "server":
+        decode = roof.decode(shape, type_, B=row.streams, T=threads, ctx=PROMPT_TOKENS + OUTPUT_TOKENS / 2)[1]
+        prefill = roof.prefill(shape, type_, n=PROMPT_TOKENS, T=threads)[1]
+        return 1 / (1 / decode + PROMPT_TOKENS / OUTPUT_TOKENS / prefill)
+    return None
+
+
+def _mixed(shape, type_, row, threads, context):
+    sizes = roof.S[shape]
+    part = row.streams // row.domains
+    distinct = row.domains * sizes["E"] * (1 - (1 - sizes["K"] / sizes["E"]) ** part)
+    one_batch, _ = roof.decode(shape, type_, B=row.streams, T=threads, ctx=context)
+    counted = sizes["E"] * (1 - (1 - sizes["K"] / sizes["E"]) ** row.streams)
+    step_bytes = one_batch + sizes["L"] * (distinct - counted) * sizes["ex"] * roof.Q[type_][0]
+    return row.streams * roof.BW[threads] / step_bytes

@@ -1,0 +1,91 @@
+// dump_logits MODEL SEQUENCES OUT [--weights MODE] [--kv-type TYPE] [--threads N]: Scion's logits of given token ids,
+// for quality.py.
+//
+// SEQUENCES is text, one sequence a line: "FIRST id id ...". OUT gets, for every sequence, the logits of positions
+// FIRST to the last, as fp32 [positions, vocab_size] one after the other. Positions are computed as the server computes
+// them; as bits do not depend on chunks, those of a prompt are also those of decoding it token by token.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <map>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "engine/base/thread_pool.h"
+#include "engine/model/checkpoint.h"
+#include "engine/model/model.h"
+
+namespace scion {
+namespace {
+
+struct Sequence {
+  int first = 0;
+  std::vector<int32_t> token_ids;
+};
+
+std::vector<Sequence> ReadSequences(const std::string& path) {
+  std::ifstream file(path);
+  std::vector<Sequence> sequences;
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream words(line);
+    Sequence s;
+    words >> s.first;
+    for (int32_t id; words >> id;) s.token_ids.push_back(id);
+    sequences.push_back(s);
+  }
+  return sequences;
+}
+
+int Fail(const absl::Status& status) { return std::fprintf(stderr, "%s\n", status.ToString().c_str()), 1; }
+
+int Main(int argc, char** argv) {
+  CLI::App app("dump_logits: logits of given token ids", "dump_logits");
+  std::map<std::string, WeightMode> modes;
+  for (WeightMode mode : kAllWeightModes) modes[std::string(WeightModeName(mode))] = mode;
+  const std::map<std::string, kernels::KvType> kv_types = {{"bf16", kernels::KvType::kBF16},
+                                                           {"fp32", kernels::KvType::kF32}};
+  std::string model_path, sequences_path, out_path, weights = "as-is", kv_type = "bf16";
+  int threads = 2;
+  app.add_option("model", model_path)->required();
+  app.add_option("sequences", sequences_path)->required();
+  app.add_option("out", out_path)->required();
+  app.add_option("--weights", weights)->check(CLI::IsMember(modes))->capture_default_str();
+  app.add_option("--kv-type", kv_type)->check(CLI::IsMember(kv_types))->capture_default_str();
+  app.add_option("--threads", threads)->check(CLI::Range(1, 1024))->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+
+  absl::StatusOr<kernels::Tier> tier = kernels::ChooseTier();
+  if (!tier.ok()) return Fail(tier.status());
+  ThreadPool pool(threads);
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(model_path);
+  if (!checkpoint.ok()) return Fail(checkpoint.status());
+  absl::StatusOr<std::unique_ptr<Model>> model =
+      Model::Load(**checkpoint, {.tier = *tier, .weights = modes.at(weights), .kv_type = kv_types.at(kv_type)}, pool);
+  if (!model.ok()) return Fail(model.status());
+  const std::vector<Sequence> sequences = ReadSequences(sequences_path);
+  size_t longest = 1;
+  for (const Sequence& s : sequences) longest = std::max(longest, s.token_ids.size());
+  absl::StatusOr<KvCache> cache = KvCache::Create((*model)->KvPlanes(), kernels::kKvBlockTokens,
+                                                  static_cast<int>(longest) / kernels::kKvBlockTokens + 1);
+  if (!cache.ok()) return Fail(cache.status());
+
+  std::ofstream out(out_path, std::ios::binary);
+  for (const Sequence& s : sequences) {
+    const absl::Status status = RunPrompt(**model, *cache, (*model)->spec().default_domain, s.token_ids,
+                                          [&](int position, std::span<const float> logits) {
+                                            if (position < s.first) return;
+                                            out.write(reinterpret_cast<const char*>(logits.data()),
+                                                      static_cast<std::streamsize>(logits.size_bytes()));
+                                          });
+    if (!status.ok()) return Fail(status);
+  }
+  if (!out.flush()) return std::fprintf(stderr, "cannot write %s\n", out_path.c_str()), 1;
+  return 0;
+}
+
+}  // namespace
+}  // namespace scion
+
+int main(int argc, char** argv) { return scion::Main(argc, argv); }

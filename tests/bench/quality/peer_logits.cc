@@ -1,0 +1,112 @@
+// peer_logits: llama.cpp's side of quality.py, over its public header. quality.py compiles it against a build of
+// theirs; it is no part of Scion's build.
+//
+//   peer_logits MODEL tokenize < TEXT                 one line of token ids, special ones as the model says
+//   peer_logits MODEL logits SEQUENCES OUT            as dump_logits
+//   peer_logits MODEL greedy SEQUENCES TOKENS         per sequence a line of TOKENS ids, each with the difference of
+//   the
+//                                                     two highest logits that chose it: "id:gap id:gap ..."
+//
+// As the benches run it: two threads, batches of 2048 in 512, 16-bit K and V, flash attention by its own choice.
+#include <llama.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace {
+
+struct Sequence {
+  int first = 0;
+  std::vector<llama_token> ids;
+};
+
+std::vector<Sequence> ReadSequences(const char* path) {
+  std::ifstream file(path);
+  std::vector<Sequence> sequences;
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream words(line);
+    Sequence s;
+    words >> s.first;
+    for (llama_token id; words >> id;) s.ids.push_back(id);
+    sequences.push_back(s);
+  }
+  return sequences;
+}
+
+// Computes ids from `position` on; logits of all of them can be asked for afterwards.
+void Decode(llama_context* context, const std::vector<llama_token>& ids, int position) {
+  llama_batch batch = llama_batch_init(static_cast<int>(ids.size()), 0, 1);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    batch.token[i] = ids[i];
+    batch.pos[i] = position + static_cast<int>(i);
+    batch.n_seq_id[i] = 1;
+    batch.seq_id[i][0] = 0;
+    batch.logits[i] = 1;
+  }
+  batch.n_tokens = static_cast<int>(ids.size());
+  if (llama_decode(context, batch) != 0) std::exit(1);
+  llama_batch_free(batch);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 3) return 2;
+  const std::string verb = argv[2];
+  llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
+  llama_backend_init();
+  llama_model* model = llama_model_load_from_file(argv[1], llama_model_default_params());
+  if (model == nullptr) return std::fprintf(stderr, "cannot load %s\n", argv[1]), 1;
+  const llama_vocab* vocab = llama_model_get_vocab(model);
+  const int vocab_size = llama_vocab_n_tokens(vocab);
+  if (verb == "tokenize") {
+    const std::string text((std::istreambuf_iterator<char>(std::cin)), {});
+    std::vector<llama_token> ids(text.size() + 8);
+    const int count = llama_tokenize(vocab, text.data(), static_cast<int>(text.size()), ids.data(),
+                                     static_cast<int>(ids.size()), true, true);
+    for (int i = 0; i < count; ++i) std::printf("%d ", ids[static_cast<size_t>(i)]);
+    std::printf("\n");
+    return 0;
+  }
+  if (argc < 5) return 2;
+  llama_context_params params = llama_context_default_params();
+  params.n_ctx = 2048;
+  params.n_batch = 2048;
+  params.n_ubatch = 512;
+  params.n_threads = params.n_threads_batch = 2;
+  llama_context* context = llama_init_from_model(model, params);
+  if (context == nullptr) return 1;
+  std::ofstream out;
+  if (verb == "logits") out.open(argv[4], std::ios::binary);
+  for (const Sequence& s : ReadSequences(argv[3])) {
+    llama_memory_clear(llama_get_memory(context), true);
+    Decode(context, s.ids, 0);
+    const int last = static_cast<int>(s.ids.size()) - 1;
+    if (verb == "logits") {
+      for (int i = s.first; i <= last; ++i) {
+        out.write(reinterpret_cast<const char*>(llama_get_logits_ith(context, i)),
+                  static_cast<std::streamsize>(sizeof(float)) * vocab_size);
+      }
+      continue;
+    }
+    for (int i = 0, row = last; i < std::atoi(argv[4]); ++i, row = 0) {
+      const float* logits = llama_get_logits_ith(context, row);
+      const int best = static_cast<int>(std::max_element(logits, logits + vocab_size) - logits);
+      float second = -1e30f;
+      for (int v = 0; v < vocab_size; ++v) {
+        if (v != best) second = std::max(second, logits[v]);
+      }
+      std::printf("%d:%.5f ", best, static_cast<double>(logits[best] - second));
+      Decode(context, {best}, last + 1 + i);
+    }
+    std::printf("\n");
+  }
+  return 0;
+}
