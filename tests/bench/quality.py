@@ -9,6 +9,11 @@ TYPE of it (through F16, --allow-requantize). Both sides then compute the same 2
 is the same token's. Greedy text of 64 tokens after 20 prompts must be the peer's; a text may leave it where the peer's
 own two highest logits differ by less than 0.1.
 
+Two yardsticks stand beside them. The peer against itself with flash attention off: what rounding alone does to its
+logits. And both sides against the reference, which is Scion in fp32 throughout: whose rounding is the greater. A type
+whose KL is beyond the bound counts as explained where it is at most 1.35 times the peer's own against itself and Scion
+is at most 1.35 times as far from the reference as the peer is.
+
 DIR is llama.cpp's source directory with a static build in build/. Needs numpy. Exits with 1 when a bound is missed.
 """
 
@@ -27,6 +32,7 @@ TYPES = ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", 
 WINDOWS, WINDOW_TOKENS = 4, 500
 PROMPTS, PROMPT_TOKENS, GREEDY_TOKENS = 20, 32, 64
 CLOSE_LOGITS = 0.1
+NOISE_RATIO = 1.35
 
 
 def bounds(type_):
@@ -107,6 +113,53 @@ def compare_greedy(peer, scion, model, prompts, vocabulary, work):
     return {verdict: verdicts.count(verdict) for verdict in ("equal", "close", "different")}
 
 
+def measure(peer, scion, model, windows, prompts, work):
+    """Every figure of one file."""
+    write_sequences(work / "windows", windows, 0)
+    sides = {name: work / f"{name}.logits" for name in ("peer", "plain", "scion", "reference")}
+    peer.run(model, "logits", work / "windows", sides["peer"])
+    peer.run(model, "plain-logits", work / "windows", sides["plain"])
+    subprocess.run([scion, model, work / "windows", sides["scion"]], check=True)
+    subprocess.run([scion, model, work / "windows", sides["reference"], "--weights", "fp32", "--kv-type", "fp32"],
+                   check=True)
+    vocabulary = os.path.getsize(sides["peer"]) // 4 // sum(map(len, windows))
+    found = {}
+    for one, other in (("peer", "scion"), ("peer", "plain"), ("reference", "scion"), ("reference", "peer")):
+        divergence, same = compare_logits(sides[one], sides[other], vocabulary)
+        found[f"{one} {other}"] = {"mean_kl": divergence.mean(), "max_kl": divergence.max(), "top1": same.mean()}
+    return dict(found, greedy=compare_greedy(peer, scion, model, prompts, vocabulary, work))
+
+
+KEPT, EXPLAINED, MISSED = "kept", "beyond the bound, no more than the peer itself is", "MISSED"
+
+
+def verdict(type_, measured):
+    """KEPT, EXPLAINED or MISSED."""
+    most, least = bounds(type_)
+    ours, own = measured["peer scion"], measured["peer plain"]
+    if measured["greedy"]["different"] > 0:
+        return MISSED
+    if ours["mean_kl"] <= most and ours["top1"] >= least:
+        return KEPT
+    near_peer = ours["mean_kl"] <= max(most, NOISE_RATIO * own["mean_kl"])
+    near_reference = measured["reference scion"]["mean_kl"] <= NOISE_RATIO * measured["reference peer"]["mean_kl"]
+    return EXPLAINED if near_peer and near_reference else MISSED
+
+
+def lines(type_, measured, result):
+    most, least = bounds(type_)
+
+    def pair(name):
+        return f"{measured[name]['mean_kl']:.2e} {measured[name]['top1']:.2%}"
+
+    greedy = measured["greedy"]
+    yield f"{type_:5} mean KL, top-1: {pair('peer scion')} (asked: at most {most:.0e}, at least {least:.1%}): {result}"
+    yield f"      the peer against itself {pair('peer plain')}"
+    yield f"      against the reference: Scion {pair('reference scion')}, the peer {pair('reference peer')}"
+    yield f"      greedy texts: {greedy['equal']} equal, {greedy['close']} left it at a gap below {CLOSE_LOGITS}, " \
+          f"{greedy['different']} elsewhere"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=pathlib.Path, required=True, metavar="DIR")
@@ -137,28 +190,16 @@ def main():
         model = args.work / f"{type_}.gguf"
         if not model.exists():
             peer.quantize(source, model, type_)
-        write_sequences(args.work / "windows", windows, 0)
-        peer.run(model, "logits", args.work / "windows", args.work / "peer.logits")
-        subprocess.run([scion, model, args.work / "windows", args.work / "scion.logits"], check=True)
-        vocabulary = os.path.getsize(args.work / "peer.logits") // 4 // (WINDOWS * WINDOW_TOKENS)
-        divergence, same = compare_logits(args.work / "peer.logits", args.work / "scion.logits", vocabulary)
-        greedy = compare_greedy(peer, scion, model, prompts, vocabulary, args.work)
-        most, least = bounds(type_)
-        good = divergence.mean() <= most and same.mean() >= least and greedy["different"] == 0
-        results[type_] = {"mean_kl": divergence.mean(), "max_kl": divergence.max(), "top1": same.mean(),
-                          "greedy": greedy}
-        print(f"{type_:5} mean KL {divergence.mean():.2e} (at most {most:.0e}; worst position {divergence.max():.1e})  "
-              f"top-1 {same.mean():.2%} (at least {least:.1%})  greedy texts: {greedy['equal']} equal, "
-              f"{greedy['close']} left it at a gap below {CLOSE_LOGITS}, {greedy['different']} elsewhere  "
-              f"{'ok' if good else 'MISSED'}",
-              flush=True)
-        if not good:
+        results[type_] = measured = measure(peer, scion, model, windows, prompts, args.work)
+        result = verdict(type_, measured)
+        print("\n".join(lines(type_, measured, result)), flush=True)
+        if result == MISSED:
             missed.append(type_)
         if args.out is not None:
             args.out.write_text(json.dumps(results, indent=1, default=float) + "\n")
-    for name in ("peer.logits", "scion.logits"):
-        (args.work / name).unlink(missing_ok=True)
-    sys.exit(f"quality.py: bounds missed by {', '.join(missed)}" if missed else 0)
+    for path in args.work.glob("*.logits"):
+        path.unlink()
+    sys.exit(f"quality.py: missed by {', '.join(missed)}" if missed else 0)
 
 
 if __name__ == "__main__":
