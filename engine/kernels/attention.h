@@ -14,6 +14,7 @@ namespace scion::kernels {
 namespace {
 
 constexpr int kMaxAttendHeadDim = 256;
+constexpr size_t kKvLineBytes = 64;
 
 struct Bf16Kv {
   using Element = uint16_t;
@@ -70,14 +71,18 @@ inline void WriteKv(const KvPlanes& planes, int32_t block, int slot, const float
   }
 }
 
-// scores [kHeads, kKvBlockTokens] = q k
+// scores [kHeads, kKvBlockTokens] = q k. Fetches `next` meanwhile, as many keys.
 template <class Kv, int kHeads>
-SCION_KERNEL void ScoreTile(const typename Kv::Element* k, int head_dim, const float* q, float* scores) {
+SCION_KERNEL void ScoreTile(const typename Kv::Element* k, const typename Kv::Element* next, int head_dim,
+                            const float* q, float* scores) {
   F32x16 low[kHeads], high[kHeads];
   for (int h = 0; h < kHeads; ++h) low[h] = high[h] = Set1(0.0f);
   for (int d = 0; d < head_dim; ++d) {
     const F32x16 k_low = Kv::LoadKv(k + d * kKvBlockTokens);
     const F32x16 k_high = Kv::LoadKv(k + d * kKvBlockTokens + 16);
+    for (size_t l = 0; l < kKvBlockTokens * sizeof(*k); l += kKvLineBytes) {
+      PrefetchToL2(reinterpret_cast<const std::byte*>(next + d * kKvBlockTokens) + l);
+    }
 #pragma GCC unroll 8
     for (int h = 0; h < kHeads; ++h) {
       const F32x16 x = Set1(q[h * head_dim + d]);
@@ -91,10 +96,10 @@ SCION_KERNEL void ScoreTile(const typename Kv::Element* k, int head_dim, const f
   }
 }
 
-// out[:, d .. d + 16 kLines) = out * rescale + weights v
+// out[:, d .. d + 16 kLines) = out * rescale + weights v. Fetches as many values of `next` meanwhile.
 template <class Kv, int kHeads, int kLines>
-SCION_KERNEL void AddValues(const typename Kv::Element* v, int head_dim, int tokens, const float* weights,
-                            const float* rescale, float* out) {
+SCION_KERNEL void AddValues(const typename Kv::Element* v, const typename Kv::Element* next, int head_dim, int tokens,
+                            const float* weights, const float* rescale, float* out) {
   F32x16 acc[kHeads][kLines];
   for (int h = 0; h < kHeads; ++h) {
     for (int l = 0; l < kLines; ++l) acc[h][l] = Mul(Load(out + h * head_dim + l * 16), Set1(rescale[h]));
@@ -102,6 +107,9 @@ SCION_KERNEL void AddValues(const typename Kv::Element* v, int head_dim, int tok
   for (int t = 0; t < tokens; ++t) {
     F32x16 value[kLines];
     for (int l = 0; l < kLines; ++l) value[l] = Kv::LoadKv(v + t * head_dim + l * 16);
+    for (size_t l = 0; l < kLines * 16 * sizeof(*v); l += kKvLineBytes) {
+      PrefetchToL2(reinterpret_cast<const std::byte*>(next + t * head_dim) + l);
+    }
 #pragma GCC unroll 8
     for (int h = 0; h < kHeads; ++h) {
       const F32x16 w = Set1(weights[h * kKvBlockTokens + t]);
@@ -122,17 +130,25 @@ struct Queries {
   float sum[kAttendHeads];
 };
 
-// One tile of keys and values, of which all queries [first, first + kCount) see the first `tokens`.
+// One head's keys and values of a block, and of the block that comes after.
+template <class Kv>
+struct KvTile {
+  const typename Kv::Element* k;
+  const typename Kv::Element* v;
+  const typename Kv::Element* next_k;
+  const typename Kv::Element* next_v;
+};
+
+// One tile, of which all queries [first, first + kCount) see the first `tokens`.
 template <class Kv, int kCount>
-inline void AttendTile(const typename Kv::Element* k, const typename Kv::Element* v, int head_dim, int tokens,
-                       float scale, int first, Queries& queries) {
+inline void AttendTile(const KvTile<Kv>& tile, int head_dim, int tokens, float scale, int first, Queries& queries) {
   constexpr int kLines = 16 / kCount < 4 ? (kCount > 8 ? 1 : 16 / kCount) : 4;
   const float* q = queries.q + first * head_dim;
   float* out = queries.out + first * head_dim;
   const F32x16 minus_infinity = Set1(-__builtin_inff());
   alignas(64) float weights[kCount * kKvBlockTokens];
   float rescale[kCount];
-  ScoreTile<Kv, kCount>(k, head_dim, q, weights);
+  ScoreTile<Kv, kCount>(tile.k, tile.next_k, head_dim, q, weights);
   for (int h = 0; h < kCount; ++h) {
     float& largest = queries.largest[first + h];
     float& sum = queries.sum[first + h];
@@ -151,18 +167,19 @@ inline void AttendTile(const typename Kv::Element* k, const typename Kv::Element
   }
   int d = 0;
   for (; d + 16 * kLines <= head_dim; d += 16 * kLines) {
-    AddValues<Kv, kCount, kLines>(v + d, head_dim, tokens, weights, rescale, out + d);
+    AddValues<Kv, kCount, kLines>(tile.v + d, tile.next_v + d, head_dim, tokens, weights, rescale, out + d);
   }
-  for (; d < head_dim; d += 16) AddValues<Kv, kCount, 1>(v + d, head_dim, tokens, weights, rescale, out + d);
+  for (; d < head_dim; d += 16)
+    AddValues<Kv, kCount, 1>(tile.v + d, tile.next_v + d, head_dim, tokens, weights, rescale, out + d);
 }
 
 template <class Kv, int kCount>
-inline void AttendTileUpTo(int count, const typename Kv::Element* k, const typename Kv::Element* v, int head_dim,
-                           int tokens, float scale, int first, Queries& queries) {
+inline void AttendTileUpTo(int count, const KvTile<Kv>& tile, int head_dim, int tokens, float scale, int first,
+                           Queries& queries) {
   if (count == kCount) {
-    AttendTile<Kv, kCount>(k, v, head_dim, tokens, scale, first, queries);
+    AttendTile<Kv, kCount>(tile, head_dim, tokens, scale, first, queries);
   } else if constexpr (kCount > 1) {
-    AttendTileUpTo<Kv, kCount - 1>(count, k, v, head_dim, tokens, scale, first, queries);
+    AttendTileUpTo<Kv, kCount - 1>(count, tile, head_dim, tokens, scale, first, queries);
   }
 }
 
@@ -186,17 +203,22 @@ inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, in
     queries.sum[i] = 0.0f;
   }
   for (int begin = 0; begin < position + rows; begin += kKvBlockTokens) {
-    const size_t base = static_cast<size_t>(block_table[begin / kKvBlockTokens]) * planes.block_bytes;
-    const Element* k = reinterpret_cast<const Element*>(planes.k + base) + head_offset;
-    const Element* v = reinterpret_cast<const Element*>(planes.v + base) + head_offset;
+    const int block = begin / kKvBlockTokens;
+    const int next_block = begin + kKvBlockTokens < position + rows ? block + 1 : block;
+    const size_t base = static_cast<size_t>(block_table[block]) * planes.block_bytes;
+    const size_t next = static_cast<size_t>(block_table[next_block]) * planes.block_bytes;
+    const KvTile<Kv> tile = {.k = reinterpret_cast<const Element*>(planes.k + base) + head_offset,
+                             .v = reinterpret_cast<const Element*>(planes.v + base) + head_offset,
+                             .next_k = reinterpret_cast<const Element*>(planes.k + next) + head_offset,
+                             .next_v = reinterpret_cast<const Element*>(planes.v + next) + head_offset};
     if (begin + kKvBlockTokens <= position + 1) {
-      AttendTileUpTo<Kv, kAttendHeads>(rows * heads, k, v, head_dim, kKvBlockTokens, scale, 0, queries);
+      AttendTileUpTo<Kv, kAttendHeads>(rows * heads, tile, head_dim, kKvBlockTokens, scale, 0, queries);
       continue;
     }
     // Rows that end within the tile see different numbers of its tokens.
     for (int r = 0; r < rows; ++r) {
       const int tokens = position + r - begin + 1 < kKvBlockTokens ? position + r - begin + 1 : kKvBlockTokens;
-      if (tokens > 0) AttendTileUpTo<Kv, kAttendHeads>(heads, k, v, head_dim, tokens, scale, r * heads, queries);
+      if (tokens > 0) AttendTileUpTo<Kv, kAttendHeads>(heads, tile, head_dim, tokens, scale, r * heads, queries);
     }
   }
   for (int r = 0; r < rows; ++r) {

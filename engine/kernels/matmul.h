@@ -72,27 +72,27 @@ struct FloatPanels {
   static constexpr int kLinesOfTile = kTileLines;
   static constexpr int kFullWidth = kFullWidthRows;
   static constexpr size_t kUnitBytes = kStepBytes;
-  static constexpr int kUnitSteps = 1;
   static constexpr size_t kUnitActivationBytes = Dot::kStepActivationBytes;
-  static constexpr int kPassUnits = 64;
+  static constexpr size_t kStreamAhead = 0;
 
   static SCION_KERNEL int Units(int in_features) { return Dot::Steps(in_features); }
 
   // Adds `units` steps to the accumulators of kRows rows x kLines lines. `sums`: rows of kPanelWidth floats.
   template <int kRows, int kLines>
   static inline void AccumulateTile(const std::byte* weights, int line, int units, const std::byte* x,
-                                    size_t x_row_bytes, bool first, PrefetchStream prefetch, float* sums) {
+                                    size_t x_row_bytes, bool first, PrefetchStream& prefetch, float* sums) {
     F32x16 acc[kRows][kLines];
     for (int r = 0; r < kRows; ++r) {
       for (int l = 0; l < kLines; ++l) acc[r][l] = first ? Set1(0.0f) : Load(sums + r * kPanelWidth + l * 16);
     }
+    PrefetchStream ahead = prefetch;
     weights += static_cast<size_t>(line) * kLineBytes;
     for (int u = 0; u < units; ++u) {
       typename Dot::Weights w[kLines];
       for (int l = 0; l < kLines; ++l) {
         w[l] = Dot::LoadWeights(weights + static_cast<size_t>(l) * kLineBytes);
-        Prefetch(prefetch.at + static_cast<size_t>(l) * kLineBytes);
       }
+      PrefetchNext<kPanelLines>(ahead);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const typename Dot::Activation a = Dot::Broadcast(x + static_cast<size_t>(r) * x_row_bytes);
@@ -101,11 +101,11 @@ struct FloatPanels {
       }
       weights += kStepBytes;
       x += Dot::kStepActivationBytes;
-      prefetch.at += prefetch.step_bytes;
     }
     for (int r = 0; r < kRows; ++r) {
       for (int l = 0; l < kLines; ++l) Store(sums + r * kPanelWidth + l * 16, acc[r][l]);
     }
+    prefetch = ahead;
   }
 };
 
@@ -135,9 +135,14 @@ inline void MultiplyPanels(const PackedMatrix& gate, const PackedMatrix* up, con
     const int n = SmallerOf(block_rows, rows - row);
     const std::byte* x = activations + static_cast<size_t>(row) * x_row_bytes;
     for (int panel = panel_begin; panel < panel_end; ++panel) {
-      const size_t at = static_cast<size_t>(panel) * panel_bytes;
-      MultiplyPanel<Panels>(gate.data + at, units, x, x_row_bytes, n, sums);
-      if (up != nullptr) MultiplyPanel<Panels>(up->data + at, units, x, x_row_bytes, n, up_sums);
+      const std::byte* weights = gate.data + static_cast<size_t>(panel) * panel_bytes;
+      if (up == nullptr) {
+        MultiplyPanel<Panels>(weights, weights + panel_bytes, units, x, x_row_bytes, n, sums);
+      } else {
+        const std::byte* up_weights = up->data + static_cast<size_t>(panel) * panel_bytes;
+        MultiplyPanel<Panels>(weights, up_weights, units, x, x_row_bytes, n, sums);
+        MultiplyPanel<Panels>(up_weights, weights + panel_bytes, units, x, x_row_bytes, n, up_sums);
+      }
       const int columns = SmallerOf(kPanelWidth, gate.out_features - panel * kPanelWidth);
       for (int r = 0; r < n; ++r) {
         float* out = y + static_cast<size_t>(row + r) * y_stride + static_cast<size_t>(panel) * kPanelWidth;

@@ -13,9 +13,6 @@
 namespace scion::kernels {
 namespace {
 
-// Panel blocks that stay in L1 while the row tiles pass.
-constexpr int kPassBlocks = 4;
-
 // Rounds 32 activations to int8 by their largest magnitude. A row that is not finite keeps that visible in its scale.
 SCION_KERNEL void PrepareBlock(const float* x, int n, ActivationBlock* out) {
   const F32x16 low = LoadPartial(x, n < 16 ? n : 16);
@@ -57,9 +54,8 @@ struct BlockPanels {
   static constexpr int kLinesOfTile = kBlockTileLines;
   static constexpr int kFullWidth = kBlockFullWidthRows;
   static constexpr size_t kUnitBytes = Format::kBytes;
-  static constexpr int kUnitSteps = Format::kSteps;
   static constexpr size_t kUnitActivationBytes = sizeof(ActivationBlock);
-  static constexpr int kPassUnits = kPassBlocks;
+  static constexpr size_t kStreamAhead = Format::kHalfPrecisionScale ? 0 : 16384;
 
   static SCION_KERNEL int Units(int in_features) { return (in_features + kBlockElements - 1) / kBlockElements; }
 
@@ -106,9 +102,10 @@ struct BlockPanels {
 
   template <int kRows, int kLines>
   static inline void AccumulateTile(const std::byte* weights, int line, int units, const std::byte* x,
-                                    size_t x_row_bytes, bool first, PrefetchStream prefetch, float* sums) {
+                                    size_t x_row_bytes, bool first, PrefetchStream& prefetch, float* sums) {
     constexpr int kParts = Format::kHasHalves ? 2 : 1;
     constexpr int kPartSteps = Format::kSteps / kParts;
+    PrefetchStream ahead = prefetch;
     const std::byte* scales = weights + static_cast<size_t>(line) * kScaleLineBytes;
     const std::byte* codes = weights + Format::kScaleBytes + static_cast<size_t>(line) * kLineBytes;
     F32x16 acc[kRows][kLines];
@@ -116,6 +113,7 @@ struct BlockPanels {
       for (int l = 0; l < kLines; ++l) acc[r][l] = first ? Set1(0.0f) : Load(sums + r * kPanelWidth + l * 16);
     }
     for (int u = 0; u < units; ++u) {
+      PrefetchNext<static_cast<int>(Format::kScaleBytes / kLineBytes)>(ahead);
 #pragma GCC unroll 2
       for (int part = 0; part < kParts; ++part) {
         U32x16 dots[kRows][kLines];
@@ -132,12 +130,7 @@ struct BlockPanels {
           for (int l = 0; l < kLines; ++l) {
             w[l] = LoadBits(codes + static_cast<size_t>(s * kPanelLines + l) * kLineBytes);
           }
-          // All lines of a step where a tile takes all of them, else the other tiles have their share.
-#pragma GCC unroll 4
-          for (int l = 0; l < (kLines == kPanelLines ? kPanelLines : 1); ++l) {
-            Prefetch(prefetch.at + static_cast<size_t>(l) * kLineBytes);
-          }
-          prefetch.at += prefetch.step_bytes;
+          PrefetchNext<kPanelLines>(ahead);
           if constexpr (Format::kFourBits) {
             U32x16 half[kLines];
             for (int l = 0; l < kLines; ++l) half[l] = AndBits(w[l], 0x0f0f0f0fu);
@@ -167,6 +160,7 @@ struct BlockPanels {
     for (int r = 0; r < kRows; ++r) {
       for (int l = 0; l < kLines; ++l) Store(sums + r * kPanelWidth + l * 16, acc[r][l]);
     }
+    prefetch = ahead;
   }
 };
 

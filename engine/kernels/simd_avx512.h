@@ -117,7 +117,7 @@ SCION_KERNEL U32x16 DotBytes(U32x16 acc, U32x16 w, U32x16 x) {
 #endif
 }
 
-SCION_KERNEL void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+SCION_KERNEL void PrefetchToL2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace
 }  // namespace scion::kernels

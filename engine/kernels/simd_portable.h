@@ -190,7 +190,7 @@ SCION_KERNEL U32x16 DotBytes(U32x16 acc, U32x16 w, U32x16 x) {
   return acc;
 }
 
-SCION_KERNEL void Prefetch(const void* p) { __builtin_prefetch(p); }
+SCION_KERNEL void PrefetchToL2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace
 }  // namespace scion::kernels

@@ -6,7 +6,7 @@
 //
 //   row block   up to kMaxBlockRows rows, whose activations stay in L2 while the panels pass
 //   panel       64 output features, streamed front to back
-//   pass        Panels::kPassUnits units of the panel, which stay in L1 while the row tiles pass
+//   part        kPassBytes of the panel, which stay in L2 while the row tiles pass
 //   row tile    Panels::kRowsOfTile x kLinesOfTile*16 accumulators in registers
 //
 // `Panels` says what a panel consists of: Units(in_features) units of kUnitBytes, each multiplied with
@@ -22,17 +22,27 @@ constexpr size_t kLineBytes = 64;
 constexpr int kPanelLines = kPanelWidth / 16;
 constexpr int kMaxBlockRows = 96;
 constexpr size_t kBlockActivationBytes = 384 * 1024;
-// How far ahead of its own reads a single pass over a panel asks for weights.
-constexpr size_t kPrefetchBytes = 8192;
-
+// A part of a panel that stays in L2, beside the part that is fetched meanwhile, while the row tiles pass.
+constexpr size_t kPassBytes = 128 * 1024;
 SCION_KERNEL int SmallerOf(int a, int b) { return a < b ? a : b; }
 
-// What a pass over a panel asks for ahead of time: whole lines from `at`, going on by `step_bytes` with each step.
-// Reading past the end of a matrix is not an issue: a prefetch never faults.
+// What a tile asks for ahead of time: for every four lines that it passes, the next `lines` from `at`; none, one, two
+// or four. Reading past the end of a matrix is not an issue: a prefetch never faults.
 struct PrefetchStream {
   const std::byte* at;
-  size_t step_bytes;
+  int lines;
 };
+
+// Where a tile passes kLines lines.
+template <int kLines>
+SCION_KERNEL void PrefetchNext(PrefetchStream& stream) {
+  constexpr int kQuarter = (kLines + 3) / 4;
+  for (int i = 0; i < stream.lines; ++i) {
+#pragma GCC unroll 2
+    for (int l = 0; l < kQuarter; ++l) PrefetchToL2(stream.at + static_cast<size_t>(l) * kLineBytes);
+    stream.at += kQuarter * kLineBytes;
+  }
+}
 
 template <class Panels>
 constexpr int PassLines(int rows) {
@@ -46,7 +56,7 @@ constexpr int Passes(int rows) {
 // All lines of a row tile; rows <= kRows.
 template <class Panels, int kRows>
 inline void AccumulateRows(int rows, const std::byte* weights, int units, const std::byte* x, size_t x_row_bytes,
-                           bool first, PrefetchStream prefetch, float* sums) {
+                           bool first, PrefetchStream& prefetch, float* sums) {
   if (rows != kRows) {
     if constexpr (kRows > 1) {
       AccumulateRows<Panels, kRows - 1>(rows, weights, units, x, x_row_bytes, first, prefetch, sums);
@@ -57,42 +67,59 @@ inline void AccumulateRows(int rows, const std::byte* weights, int units, const 
   for (int line = 0; line < kPanelLines; line += kLines) {
     Panels::template AccumulateTile<kRows, kLines>(weights, line, units, x, x_row_bytes, first, prefetch,
                                                    sums + line * 16);
-    prefetch.at += static_cast<size_t>(units * Panels::kUnitSteps) * prefetch.step_bytes;
   }
 }
 
-// Whole lines, so that `divisor` times as many steps cover a unit.
+// A part of a panel and the rows' activations for it: `units` units.
+struct PanelPart {
+  const std::byte* weights;
+  const std::byte* x;
+  int units;
+  bool first;  // of its panel
+};
+
+// One pass over a part: weights come from memory as they are needed. The processor's own prefetchers see one ascending
+// stream and do best alone, but where Panels::kStreamAhead says otherwise (measured on Zen 4).
 template <class Panels>
-constexpr size_t PrefetchShare(int divisor) {
-  const size_t bytes = Panels::kUnitBytes / static_cast<size_t>(Panels::kUnitSteps * divisor);
-  return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes;
+inline void StreamPart(const PanelPart& part, size_t x_row_bytes, int rows, float* sums) {
+  PrefetchStream prefetch = {part.weights + Panels::kStreamAhead, Panels::kStreamAhead > 0 ? kPanelLines : 0};
+  AccumulateRows<Panels, Panels::kRowsOfTile>(rows, part.weights, part.units, part.x, x_row_bytes, part.first, prefetch,
+                                              sums);
 }
 
-// sums [rows, kPanelWidth] = x panel^T, rows <= kMaxBlockRows.
+// Several passes over a part: the first fetch what comes next while they compute, so that it will be found in L2.
 template <class Panels>
-inline void MultiplyPanel(const std::byte* panel, int units, const std::byte* x, size_t x_row_bytes, int rows,
-                          float* sums) {
+inline void ReusePart(const PanelPart& part, size_t x_row_bytes, int rows, const std::byte* next, float* sums) {
   constexpr int kTile = Panels::kRowsOfTile;
-  if (rows <= Panels::kFullWidth) {
-    AccumulateRows<Panels, kTile>(rows, panel, units, x, x_row_bytes, true,
-                                  {panel + kPrefetchBytes, PrefetchShare<Panels>(1)}, sums);
-    return;
-  }
-  // The first passes over a block fetch the next block, evenly: memory works while the others compute.
   const int passes = rows / kTile * Passes<Panels>(kTile) + (rows % kTile != 0 ? Passes<Panels>(rows % kTile) : 0);
-  const size_t share = passes >= 4   ? PrefetchShare<Panels>(4)
-                       : passes >= 2 ? PrefetchShare<Panels>(2)
-                                     : PrefetchShare<Panels>(1);
-  for (int u = 0; u < units; u += Panels::kPassUnits) {
-    const std::byte* pass = panel + static_cast<size_t>(u) * Panels::kUnitBytes;
-    const std::byte* pass_x = x + static_cast<size_t>(u) * Panels::kUnitActivationBytes;
-    const int pass_units = SmallerOf(Panels::kPassUnits, units - u);
-    PrefetchStream prefetch = {pass + static_cast<size_t>(pass_units) * Panels::kUnitBytes, share};
-    for (int r = 0; r < rows; r += kTile) {
-      const int tile_rows = SmallerOf(kTile, rows - r);
-      AccumulateRows<Panels, kTile>(tile_rows, pass, pass_units, pass_x + static_cast<size_t>(r) * x_row_bytes,
-                                    x_row_bytes, u == 0, prefetch, sums + r * kPanelWidth);
-      prefetch.at += static_cast<size_t>(Passes<Panels>(tile_rows) * pass_units * Panels::kUnitSteps) * share;
+  const std::byte* end = next + static_cast<size_t>(part.units) * Panels::kUnitBytes;
+  PrefetchStream prefetch = {next, passes >= 4 ? 1 : 2};
+  for (int r = 0; r < rows; r += kTile) {
+    AccumulateRows<Panels, kTile>(SmallerOf(kTile, rows - r), part.weights, part.units,
+                                  part.x + static_cast<size_t>(r) * x_row_bytes, x_row_bytes, part.first, prefetch,
+                                  sums + r * kPanelWidth);
+    if (prefetch.at >= end) prefetch.lines = 0;
+  }
+}
+
+template <class Panels>
+constexpr int kPassUnits = static_cast<int>(kPassBytes / Panels::kUnitBytes);
+
+// sums [rows, kPanelWidth] = x panel^T, rows <= kMaxBlockRows. `next`: the panel that will be read after this one.
+template <class Panels>
+inline void MultiplyPanel(const std::byte* panel, const std::byte* next, int units, const std::byte* x,
+                          size_t x_row_bytes, int rows, float* sums) {
+  for (int u = 0; u < units; u += kPassUnits<Panels>) {
+    const PanelPart part = {.weights = panel + static_cast<size_t>(u) * Panels::kUnitBytes,
+                            .x = x + static_cast<size_t>(u) * Panels::kUnitActivationBytes,
+                            .units = SmallerOf(kPassUnits<Panels>, units - u),
+                            .first = u == 0};
+    if (rows <= Panels::kFullWidth) {
+      StreamPart<Panels>(part, x_row_bytes, rows, sums);
+    } else {
+      const bool last = u + part.units == units;
+      ReusePart<Panels>(part, x_row_bytes, rows, last ? next : part.weights + kPassUnits<Panels> * Panels::kUnitBytes,
+                        sums);
     }
   }
 }

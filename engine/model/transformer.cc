@@ -1,6 +1,7 @@
 #include "engine/model/transformer.h"
 
 #include <algorithm>
+#include <array>
 #include <cassert>
 #include <cmath>
 #include <cstring>
@@ -119,8 +120,9 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
   t->chosen_weights_.resize(visits);
   const size_t max_groups = std::max(size_t{1}, std::min(visits, experts));
   t->groups_.reserve(max_groups);
-  const size_t max_panels = static_cast<size_t>(kernels::NumPanels(widest));
-  t->tasks_.reserve(max_groups * max_panels);
+  const size_t expert_panels = static_cast<size_t>(kernels::NumPanels(widest));
+  const int widest_alone = std::max({s.vocab_size, static_cast<int>(t->qkv_width_), static_cast<int>(experts)});
+  t->tasks_.reserve(std::max(max_groups * expert_panels, static_cast<size_t>(kernels::NumPanels(widest_alone))));
   return t;
 }
 
@@ -163,20 +165,32 @@ void Transformer::ForRows(int rows, Fn&& fn) {
 }
 
 void Transformer::MatMul(const PackedMatrix& w, const std::byte* activations, int rows, float* y, size_t y_stride) {
-  const int panels = kernels::NumPanels(w.out_features);
-  const int per_task = std::max(1, panels / (4 * pool_.num_threads()));
-  pool_.ParallelFor((panels + per_task - 1) / per_task, [&](int task, int) {
-    k_.matmul(w, activations, rows, task * per_task, std::min(panels, (task + 1) * per_task), y, y_stride);
+  SplitGroups(std::array{RowRange{0, rows}}, kernels::NumPanels(w.out_features));
+  pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
+    const MatMulTask& t = tasks_[static_cast<size_t>(task)];
+    k_.matmul(w, activations, rows, t.panel_begin, t.panel_end, y, y_stride);
   });
 }
 
-void Transformer::SplitGroups(int num_panels) {
+// Below so many rows, a panel takes as long as its weights take from memory.
+constexpr int kMemoryBoundRows = 8;
+
+template <typename Groups>
+void Transformer::SplitGroups(const Groups& groups, int num_panels) {
+  const auto panel_cost = [](const auto& group) { return std::max(group.end - group.begin, kMemoryBoundRows); };
+  int64_t left = 0;
+  for (const auto& group : groups) left += int64_t{panel_cost(group)} * num_panels;
+  const int64_t shares = 2 * pool_.num_threads();
   tasks_.clear();
-  const int pieces = 4 * pool_.num_threads();
-  const int total = num_panels * static_cast<int>(groups_.size());
-  const int per_task = std::clamp(total / pieces, 1, num_panels);
-  for (int g = 0; g < static_cast<int>(groups_.size()); ++g) {
-    for (int p = 0; p < num_panels; p += per_task) tasks_.push_back({g, p, std::min(num_panels, p + per_task)});
+  for (int g = 0; g < static_cast<int>(groups.size()); ++g) {
+    const int64_t cost = panel_cost(groups[static_cast<size_t>(g)]);
+    for (int begin = 0; begin < num_panels;) {
+      const int64_t panels = std::max<int64_t>(1, left / (shares * cost));
+      const int end = static_cast<int>(std::min<int64_t>(num_panels, begin + panels));
+      tasks_.push_back({g, begin, end});
+      left -= cost * (end - begin);
+      begin = end;
+    }
   }
 }
 
@@ -356,7 +370,7 @@ void Transformer::Ffn(int rows, int layer) {
   });
 
   const size_t width = static_cast<size_t>(f.intermediate_size);
-  SplitGroups(kernels::NumPanels(f.intermediate_size));
+  SplitGroups(groups_, kernels::NumPanels(f.intermediate_size));
   pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
     const MatMulTask& t = tasks_[static_cast<size_t>(task)];
     const FfnGroup& g = groups_[static_cast<size_t>(t.group)];
@@ -370,7 +384,7 @@ void Transformer::Ffn(int rows, int layer) {
     Prepare(w.ffn[0].down, ffn_hidden_.as<float>() + static_cast<size_t>(entry) * width,
             activations_.data() + static_cast<size_t>(entry) * out_bytes);
   });
-  SplitGroups(kernels::NumPanels(hidden));
+  SplitGroups(groups_, kernels::NumPanels(hidden));
   pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
     const MatMulTask& t = tasks_[static_cast<size_t>(task)];
     const FfnGroup& g = groups_[static_cast<size_t>(t.group)];

@@ -32,6 +32,11 @@ class Transformer final : public Model {
   uint64_t ExpertTokens(int layer, int domain, int expert) const override;
 
  private:
+  // Rows [begin, end) of a matmul's input.
+  struct RowRange {
+    int begin;
+    int end;
+  };
   // Rows [begin, end) of an FFN's sorted input that share the weights.
   struct FfnGroup {
     const FfnWeights* weights;
@@ -66,8 +71,10 @@ class Transformer final : public Model {
   }
   // y = a W^T, panels shared out over the threads.
   void MatMul(const kernels::PackedMatrix& w, const std::byte* activations, int rows, float* y, size_t y_stride);
-  // Fills tasks_ with the panels of all groups, largest pieces that still keep every thread busy.
-  void SplitGroups(int num_panels);
+  // Fills tasks_ with the panels of all groups, in order: large pieces first, for a stream of weights is read best in
+  // one go, and ever smaller ones, so that the threads end together.
+  template <typename Groups>
+  void SplitGroups(const Groups& groups, int num_panels);
   // Calls fn(row) for rows [0, rows), several rows to a task.
   template <typename Fn>
   void ForRows(int rows, Fn&& fn);
