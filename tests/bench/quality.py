@@ -11,8 +11,9 @@ own two highest logits differ by less than 0.1.
 
 Two yardsticks stand beside them. The peer against itself with flash attention off: what rounding alone does to its
 logits. And both sides against the reference, which is Scion in fp32 throughout: whose rounding is the greater. A type
-whose KL is beyond the bound counts as explained where it is at most 1.35 times the peer's own against itself and Scion
-is at most 1.35 times as far from the reference as the peer is.
+beyond a bound counts as explained where its KL is at most 1.35 times the peer's own against itself, Scion is at most
+1.35 times as far from the reference as the peer is, and at most four more of the twenty texts leave the peer's at a
+greater gap than do with the peer itself.
 
 DIR is llama.cpp's source directory with a static build in build/. Needs numpy. Exits with 1 when a bound is missed.
 """
@@ -32,7 +33,7 @@ TYPES = ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", 
 WINDOWS, WINDOW_TOKENS = 4, 500
 PROMPTS, PROMPT_TOKENS, GREEDY_TOKENS = 20, 32, 64
 CLOSE_LOGITS = 0.1
-NOISE_RATIO = 1.35
+NOISE_RATIO, NOISE_TEXTS = 1.35, 4
 
 
 def bounds(type_):
@@ -102,15 +103,20 @@ def greedy_verdict(peer_text, scion_choices):
 
 
 def compare_greedy(peer, scion, model, prompts, vocabulary, work):
+    """How the peer's greedy texts fare with Scion, and with the peer itself when flash attention is off."""
     write_sequences(work / "prompts", prompts, 0)
     texts = [[(int(id_), float(gap)) for id_, gap in (word.split(":") for word in line.split())]
              for line in peer.run(model, "greedy", work / "prompts", GREEDY_TOKENS).splitlines()]
     whole = [prompt + [token for token, _ in text[:-1]] for prompt, text in zip(prompts, texts)]
     write_sequences(work / "texts", whole, PROMPT_TOKENS - 1)
     subprocess.run([scion, model, work / "texts", work / "scion.logits"], check=True)
-    choices = numpy.memmap(work / "scion.logits", numpy.float32, "r").reshape(PROMPTS, -1, vocabulary).argmax(axis=2)
-    verdicts = [greedy_verdict(text, row) for text, row in zip(texts, choices)]
-    return {verdict: verdicts.count(verdict) for verdict in ("equal", "close", "different")}
+    peer.run(model, "plain-logits", work / "texts", work / "plain.logits")
+    found = {}
+    for side in ("scion", "plain"):
+        logits = numpy.memmap(work / f"{side}.logits", numpy.float32, "r").reshape(len(prompts), -1, vocabulary)
+        verdicts = [greedy_verdict(text, choices) for text, choices in zip(texts, logits.argmax(axis=2))]
+        found[side] = {verdict: verdicts.count(verdict) for verdict in ("equal", "close", "different")}
+    return found
 
 
 def measure(peer, scion, model, windows, prompts, work):
@@ -137,11 +143,10 @@ def verdict(type_, measured):
     """KEPT, EXPLAINED or MISSED."""
     most, least = bounds(type_)
     ours, own = measured["peer scion"], measured["peer plain"]
-    if measured["greedy"]["different"] > 0:
-        return MISSED
-    if ours["mean_kl"] <= most and ours["top1"] >= least:
+    different, own_different = (measured["greedy"][side]["different"] for side in ("scion", "plain"))
+    if ours["mean_kl"] <= most and ours["top1"] >= least and different == 0:
         return KEPT
-    near_peer = ours["mean_kl"] <= max(most, NOISE_RATIO * own["mean_kl"])
+    near_peer = ours["mean_kl"] <= max(most, NOISE_RATIO * own["mean_kl"]) and different <= own_different + NOISE_TEXTS
     near_reference = measured["reference scion"]["mean_kl"] <= NOISE_RATIO * measured["reference peer"]["mean_kl"]
     return EXPLAINED if near_peer and near_reference else MISSED
 
@@ -152,12 +157,13 @@ def lines(type_, measured, result):
     def pair(name):
         return f"{measured[name]['mean_kl']:.2e} {measured[name]['top1']:.2%}"
 
-    greedy = measured["greedy"]
     yield f"{type_:5} mean KL, top-1: {pair('peer scion')} (asked: at most {most:.0e}, at least {least:.1%}): {result}"
     yield f"      the peer against itself {pair('peer plain')}"
     yield f"      against the reference: Scion {pair('reference scion')}, the peer {pair('reference peer')}"
-    yield f"      greedy texts: {greedy['equal']} equal, {greedy['close']} left it at a gap below {CLOSE_LOGITS}, " \
-          f"{greedy['different']} elsewhere"
+    for side, name in (("scion", "Scion"), ("plain", "the peer itself")):
+        greedy = measured["greedy"][side]
+        yield f"      greedy texts with {name}: {greedy['equal']} equal, {greedy['close']} left at a gap below " \
+              f"{CLOSE_LOGITS}, {greedy['different']} elsewhere"
 
 
 def main():
@@ -167,7 +173,7 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build/bench/quality")
     parser.add_argument("--type", action="append", default=[], choices=TYPES, metavar="TYPE")
     parser.add_argument("--out", type=pathlib.Path, metavar="FILE.json",
-                        help="keep the figures here, beside those of types measured before")
+                        help="keep the figures here; types that it holds are not measured again")
     parser.add_argument("model", type=pathlib.Path, metavar="MODEL.gguf")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -190,7 +196,9 @@ def main():
         model = args.work / f"{type_}.gguf"
         if not model.exists():
             peer.quantize(source, model, type_)
-        results[type_] = measured = measure(peer, scion, model, windows, prompts, args.work)
+        if type_ not in results:
+            results[type_] = measure(peer, scion, model, windows, prompts, args.work)
+        measured = results[type_]
         result = verdict(type_, measured)
         print("\n".join(lines(type_, measured, result)), flush=True)
         if result == MISSED:
