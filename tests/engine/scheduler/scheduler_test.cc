@@ -56,7 +56,7 @@ class SchedulerTest : public testing::Test {
   }
   // One step; every sequence whose chunk completes gets a new token, as a decoder would give it.
   std::vector<ScheduledChunk> Step(int timely_tokens = 1 << 20) {
-    const std::span<const ScheduledChunk> span = scheduler_->Schedule(timely_tokens);
+    const std::span<const ScheduledChunk> span = scheduler_->Schedule([&](int) { return timely_tokens; });
     std::vector<ScheduledChunk> chunks(span.begin(), span.end());
     int rows = 0;
     for (const ScheduledChunk& c : chunks) {
