@@ -155,6 +155,7 @@ class EngineImpl final : public Engine {
   EngineStats Stats() const override {
     EngineStats stats = core_.Stats();
     stats.weight_bytes = model_->weight_bytes();
+    stats.shared_weight_bytes = model_->shared_weight_bytes();
     for (size_t d = 0; d < stats.domains.size(); ++d) {
       const int domain = static_cast<int>(d);
       stats.domains[d].weight_bytes = model_->domain_weight_bytes(domain);
@@ -209,7 +210,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineOptions options) {
                                                               .weights = options.weights,
                                                               .kv_type = *options.kv_type,
                                                               .max_step_rows = options.max_step_tokens,
-                                                              .max_logit_rows = kLogitTileRows},
+                                                              .max_logit_rows = kLogitTileRows,
+                                                              .pack_cache = options.pack_cache},
                                                              *pool);
   if (!model.ok()) return model.status();
 

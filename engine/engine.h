@@ -20,6 +20,7 @@
 #include "absl/time/time.h"
 #include "engine/kernels/kernels.h"
 #include "engine/model/model_spec.h"
+#include "engine/model/pack_cache_options.h"
 #include "engine/model/weight_mode.h"
 #include "engine/text/tokenizer.h"
 
@@ -43,6 +44,7 @@ struct EngineOptions {
   int num_threads = 0;                // 0: one per core
   std::optional<kernels::Tier> tier;  // default: kernels::ChooseTier()
   WeightMode weights = WeightMode::kAsIs;
+  PackCacheOptions pack_cache = {};
   std::optional<kernels::KvType> kv_type;  // default: as the weights
   uint64_t kv_cache_bytes = uint64_t{512} << 20;
   int max_step_tokens = 512;       // the token budget of a step: decode rows first, prefill chunks fill the rest
@@ -148,6 +150,7 @@ struct EngineStats {
   uint64_t requests_finished = 0;
   uint64_t requests_cancelled = 0;
   uint64_t weight_bytes = 0;
+  uint64_t shared_weight_bytes = 0;  // of those, mapped from files of the cache
   std::vector<DomainStats> domains;
 };
 

@@ -36,14 +36,17 @@ std::string Address(const std::string& host, int port) {
   return absl::StrCat(is_ipv6 ? "[" : "", host, is_ipv6 ? "]:" : ":", port);
 }
 
-absl::StatusOr<ServedModel> Load(const ServeOptions& options) {
+absl::StatusOr<ServedModel> Load(ServeOptions options) {
   absl::StatusOr<SamplingDefaults> defaults = LoadSamplingDefaults(options.engine.model_directory);
   if (!defaults.ok()) return defaults.status();
+  options.engine.pack_cache.observer = [](const PackCacheNote& note) {
+    spdlog::log(note.is_problem ? spdlog::level::warn : spdlog::level::info, note.text);
+  };
   const absl::Time start = absl::Now();
   absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(options.engine);
   if (!engine.ok()) return engine.status();
   const EngineOptions& made = (*engine)->options();
-  spdlog::info("loaded '{}' in {:.1f} s: {} domains, {} MB of weights, context {}, tier {}, {} threads",
+  spdlog::info("loaded '{}' in {:.2f} s: {} domains, {} MB of weights, context {}, tier {}, {} threads",
                options.model_name, absl::ToDoubleSeconds(absl::Now() - start), (*engine)->spec().domains.size(),
                (*engine)->Stats().weight_bytes >> 20, (*engine)->spec().max_position_embeddings,
                made.tier ? kernels::TierName(*made.tier) : "unknown", made.num_threads);
@@ -96,6 +99,8 @@ int main(int argc, char** argv) {
   // Before any thread is started: all of them inherit the mask.
   scion::ShutdownSignals signals;
   signal(SIGPIPE, SIG_IGN);
+  // A file beyond the limit on their size is an error of the write, like a full disk.
+  signal(SIGXFSZ, SIG_IGN);
   scion::StartLog(options.log_level);
   return scion::Serve(options, signals);
 }

@@ -64,6 +64,8 @@ void AddEngine(const Engine& engine, std::vector<MetricFamily>& families) {
   counter("scion_engine_requests_cancelled_total", "Requests that their caller ended: clients that left, stop strings",
           static_cast<double>(stats.requests_cancelled));
   gauge("scion_weight_bytes", "Packed weights of trunk and domains", static_cast<double>(stats.weight_bytes));
+  gauge("scion_weight_bytes_shared", "Of scion_weight_bytes, mapped from cache files (--pack-dir)",
+        static_cast<double>(stats.shared_weight_bytes));
 
   auto per_domain = [&](MetricType type, const char* name, const char* help, auto value) {
     FamilyBuilder family(families, type, name, help);

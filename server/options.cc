@@ -61,6 +61,7 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
                                                            {"fp32", kernels::KvType::kF32}};
   std::string weights = "as-is";
   std::string kv_type;
+  std::string pack_dir;
   std::string prefix_cache = engine.prefix_cache ? "on" : "off";
   double itl_target_ms = absl::ToDoubleMilliseconds(engine.itl_target);
 
@@ -82,6 +83,9 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   compute.add_option("--weights", weights, "as-is, bf16, q8, q4, or fp32 (the reference mode)")
       ->check(CLI::IsMember(weight_modes))
       ->capture_default_str();
+  compute.add_option("--pack-dir", pack_dir,
+                     "Where packed weights are kept for the next start: a directory, or none (default: "
+                     "MODEL.scion-pack, for models of 64 MB and more)");
   compute.add_option("--kv-type", kv_type, "Type of cached keys and values: bf16 or fp32 (default: as --weights)")
       ->check(CLI::IsMember(kv_types));
   compute.add_option("--kv-cache-mb", kv_cache_mb, "Memory for the KV cache")
@@ -146,6 +150,12 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
 
   engine.model_directory = model;
   engine.weights = weight_modes.at(weights);
+  if (pack_dir.empty()) {
+    engine.pack_cache.directory = PackDirectoryBeside(model);
+    engine.pack_cache.min_bytes = kMinPackCacheBytes;
+  } else if (pack_dir != "none") {
+    engine.pack_cache.directory = PackDirectoryIn(pack_dir, model);
+  }
   if (!kv_type.empty()) engine.kv_type = kv_types.at(kv_type);
   engine.kv_cache_bytes = kv_cache_mb << 20;
   engine.prefix_cache = prefix_cache == "on";

@@ -20,7 +20,8 @@ namespace scion {
 // NotFound if the parent directory does not exist. After an error only Abort (or the destructor) makes sense.
 class AtomicFileWriter {
  public:
-  // The temporary name is ".{name}.{random}.tmp" in the target's directory. mode is subject to the umask.
+  // The temporary name is ".{name}.{random}.tmp" in the target's directory; the file is locked (flock) while the writer
+  // lives. mode is subject to the umask.
   static absl::StatusOr<AtomicFileWriter> Create(const std::filesystem::path& target, uint32_t mode = 0644);
   AtomicFileWriter(AtomicFileWriter&& other) noexcept;
   AtomicFileWriter& operator=(AtomicFileWriter&& other) noexcept;
@@ -28,7 +29,12 @@ class AtomicFileWriter {
 
   absl::Status Append(std::span<const std::byte> bytes);
   absl::Status Append(std::string_view text) { return Append(std::as_bytes(std::span(text))); }
-  uint64_t bytes_written() const { return bytes_written_; }
+  uint64_t bytes_written() const { return bytes_written_; }  // by Append
+
+  // Writes at a place of its own, apart from what Append does. Thread-safe.
+  absl::Status WriteAt(uint64_t offset, std::span<const std::byte> bytes);
+  // Claims the disk's room for a file of so many bytes, where the file system can: a full disk is known at once.
+  absl::Status Reserve(uint64_t bytes);
 
   // fsync, rename over the target, fsync of the directory.
   absl::Status Commit();
@@ -46,6 +52,10 @@ class AtomicFileWriter {
 
 // Create, Append, Commit.
 absl::Status WriteFileAtomically(const std::filesystem::path& target, std::string_view contents);
+
+// Removes the temporary files of writers that were killed, of targets whose name ends with `suffix`. Those of writers
+// that live stay, here and in other processes. What can't be removed stays.
+void RemoveAbandonedFiles(const std::filesystem::path& directory, std::string_view suffix);
 
 // Makes names that were created, renamed or removed in the directory durable.
 absl::Status FsyncDirectory(const std::filesystem::path& directory);

@@ -14,6 +14,7 @@
 #include "engine/kv_cache/kv_cache.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/model_spec.h"
+#include "engine/model/pack_cache_options.h"
 #include "engine/model/weight_mode.h"
 
 namespace scion {
@@ -27,6 +28,7 @@ struct ModelOptions {
   // Bounds the scratch memory: rows of one Forward, and rows of one Logits call.
   int max_step_rows = 512;
   int max_logit_rows = 32;
+  PackCacheOptions pack_cache = {};
 };
 
 // Consecutive tokens of one sequence that enter a step.
@@ -46,8 +48,9 @@ struct StepBatch {
 
 class Model {
  public:
-  // Packs the weights (tensor by tensor; the checkpoint is not needed afterwards). `pool` must outlive the model and is
-  // used by every call. DataLoss as Checkpoint::Read; ResourceExhausted when memory can't be had.
+  // Packs the weights (tensor by tensor; the checkpoint is not needed afterwards), or takes them from the cache. `pool`
+  // must outlive the model and is used by every call. DataLoss as Checkpoint::Read; ResourceExhausted when memory can't
+  // be had.
   static absl::StatusOr<std::unique_ptr<Model>> Load(const Checkpoint& checkpoint, const ModelOptions& options,
                                                      ThreadPool& pool);
   virtual ~Model() = default;
@@ -59,6 +62,8 @@ class Model {
   // Bytes of packed weights: all in all, and of one domain.
   virtual uint64_t weight_bytes() const = 0;
   virtual uint64_t domain_weight_bytes(int domain) const = 0;
+  // Of all, those that are mapped from files of the cache.
+  virtual uint64_t shared_weight_bytes() const = 0;
   // Bytes of packed weights that one token of the domain reads; the mean over experts where they differ.
   virtual uint64_t active_weight_bytes(int domain) const = 0;
 

@@ -36,7 +36,7 @@ size_t NormRowBytes(const kernels::KernelTable& k, int hidden_size) {
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint, const ModelOptions& options,
                                                    ThreadPool& pool) {
   const kernels::KernelTable& k = options.kernels != nullptr ? *options.kernels : kernels::GetKernels(options.tier);
-  absl::StatusOr<Weights> weights = LoadWeights(checkpoint, options.weights, k, pool);
+  absl::StatusOr<Weights> weights = LoadWeights(checkpoint, options.weights, k, options.pack_cache, pool);
   if (!weights.ok()) return weights.status();
   return Transformer::Create(checkpoint.spec(), options, *std::move(weights), pool);
 }
@@ -139,7 +139,7 @@ std::vector<KvPlaneSpec> Transformer::KvPlanes() const {
 
 uint64_t Transformer::active_weight_bytes(int domain) const {
   const size_t d = static_cast<size_t>(domain);
-  uint64_t active = weights_.trunk.size();
+  uint64_t active = weights_.trunk.size() - weights_.embedding.size();
   const std::vector<int> sparse = spec_.SparseLayers();
   if (sparse.empty()) return active;
   // Every sparse layer of a domain has as many experts, and a token visits as many of them.

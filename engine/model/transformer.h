@@ -26,6 +26,7 @@ class Transformer final : public Model {
   uint64_t domain_weight_bytes(int domain) const override {
     return weights_.domains[static_cast<size_t>(domain)].size();
   }
+  uint64_t shared_weight_bytes() const override { return weights_.shared_bytes(); }
   uint64_t active_weight_bytes(int domain) const override;
   void Forward(const StepBatch& batch, KvCache& cache) override;
   void Logits(int first, int count, float* out) override;

@@ -1,15 +1,17 @@
-// The weights of a model as the kernels read them: packed matrices in a few large buffers, one for the trunk and one
+// The weights of a model as the kernels read them: packed matrices in a few large blocks, one for the trunk and one
 // per domain, so that memory follows the domains.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine/base/aligned_buffer.h"
 #include "engine/base/thread_pool.h"
 #include "engine/kernels/kernels.h"
 #include "engine/model/checkpoint.h"
+#include "engine/model/pack_cache.h"
 #include "engine/model/weight_mode.h"
 #include "engine/route/route_plan.h"
 
@@ -38,23 +40,24 @@ struct LayerWeights {
 };
 
 struct Weights {
-  // embed_tokens [vocab_size, hidden_size] as on disk: rows are looked up, not multiplied.
+  // embed_tokens [vocab_size, hidden_size] as on disk, in the trunk's block: rows are looked up, not multiplied.
   DType embedding_type;
-  AlignedBuffer embedding;
+  std::span<const std::byte> embedding;
   std::vector<LayerWeights> layers;
   std::vector<TableRouter> routers;  // one per table-routed layer, in order
   std::vector<float> final_norm;
   kernels::PackedMatrix lm_head;  // [vocab_size, hidden_size]
 
-  AlignedBuffer trunk;
-  std::vector<AlignedBuffer> domains;
+  WeightMemory trunk;
+  std::vector<WeightMemory> domains;
 
   uint64_t bytes() const;
+  uint64_t shared_bytes() const;  // of those, mapped from files of the cache
 };
 
-// Reads and packs tensor by tensor with bounded staging memory. Errors name file and tensor. `kernels` says which
-// matrices can share prepared activations.
+// Reads and packs tensor by tensor with bounded staging memory, or takes what the cache has. Errors name file and
+// tensor. `kernels` says which matrices can share prepared activations.
 absl::StatusOr<Weights> LoadWeights(const Checkpoint& checkpoint, WeightMode mode, const kernels::KernelTable& kernels,
-                                    ThreadPool& pool);
+                                    const PackCacheOptions& cache_options, ThreadPool& pool);
 
 }  // namespace scion

@@ -41,6 +41,7 @@ struct Options {
   double min_decode = 0;
   double min_prefill = 0;
   std::string json;
+  std::string pack_dir;
 };
 
 std::optional<int> ParseOptions(int argc, char** argv, Options& o) {
@@ -70,6 +71,7 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& o) {
   app.add_option("--min-decode", o.min_decode, "Least share of the bandwidth, one stream");
   app.add_option("--min-prefill", o.min_prefill, "Least share of the peak");
   app.add_option("--json", o.json, "Write every round's figures to this file as well");
+  app.add_option("--pack-dir", o.pack_dir, "Take the packed weights from files below this directory, made if need be");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -145,12 +147,12 @@ int Main(int argc, char** argv) {
   ThreadPool pool(o.threads);
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(o.model);
   if (!checkpoint.ok()) return Fail(checkpoint.status());
-  absl::StatusOr<std::unique_ptr<Model>> loaded = Model::Load(**checkpoint,
-                                                              {.tier = *tier,
-                                                               .weights = o.weights,
-                                                               .max_step_rows = std::max({o.prefill, o.streams, 512}),
-                                                               .max_logit_rows = std::max(o.streams, 32)},
-                                                              pool);
+  ModelOptions options{.tier = *tier,
+                       .weights = o.weights,
+                       .max_step_rows = std::max({o.prefill, o.streams, 512}),
+                       .max_logit_rows = std::max(o.streams, 32)};
+  if (!o.pack_dir.empty()) options.pack_cache.directory = PackDirectoryIn(o.pack_dir, o.model);
+  absl::StatusOr<std::unique_ptr<Model>> loaded = Model::Load(**checkpoint, options, pool);
   if (!loaded.ok()) return Fail(loaded.status());
   Model& model = **loaded;
   absl::StatusOr<std::unique_ptr<bench::StepRunner>> runner = bench::StepRunner::Create(

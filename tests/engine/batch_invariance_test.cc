@@ -322,20 +322,19 @@ TEST_P(BatchInvarianceTest, ThePrefixCacheChangesNoBit) {
   ExpectThePrefixCacheChangesNoBit(**checkpoint, kernels, weights);
 }
 
-// Files of blocks as they are, dense and routed by gates: experts are chosen while the step runs.
-TEST_P(BatchInvarianceTest, GgufModelsToo) {
-  const auto& [kernels, weights] = GetParam();
-  for (const char* name : {"llama", "llama_experts", "qwen3moe"}) {
-    SCOPED_TRACE(name);
-    absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
-        Checkpoint::Open(std::filesystem::path(SCION_SOURCE_DIR) / "tests/golden/gguf" / (std::string(name) + ".gguf"));
+// Models of blocks as they are on disk.
+class BlocksInvarianceTest : public BatchInvarianceTest {
+ protected:
+  static void Check(const std::filesystem::path& path, size_t least_prompts) {
+    const auto& [kernels, weights] = GetParam();
+    absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(path);
     ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
     const ModelSpec& spec = (*checkpoint)->spec();
     std::vector<Prompt> prompts = MakePrompts(spec);
     std::erase_if(prompts, [&](const Prompt& p) {
       return static_cast<int>(p.ids.size()) + p.max_new_tokens > spec.max_position_embeddings;
     });
-    ASSERT_GE(prompts.size(), 30u);
+    ASSERT_GE(prompts.size(), least_prompts);
     std::vector<Outcome> alone;
     {
       Loaded l = LoadModel(**checkpoint, kernels, weights, 1, 512, 64);
@@ -351,18 +350,40 @@ TEST_P(BatchInvarianceTest, GgufModelsToo) {
       if (HasFailure()) return;
     }
     ExpectThePrefixCacheChangesNoBit(**checkpoint, kernels, weights);
-    if (HasFailure()) return;
+  }
+};
+
+// Dense and routed by gates: experts are chosen while the step runs.
+TEST_P(BlocksInvarianceTest, GgufModels) {
+  for (const char* name : {"llama", "llama_experts", "qwen3moe"}) {
+    SCOPED_TRACE(name);
+    Check(std::filesystem::path(SCION_SOURCE_DIR) / "tests/golden/gguf" / (std::string(name) + ".gguf"), 30);
   }
 }
 
+TEST_P(BlocksInvarianceTest, QuantisedDirectoriesOfDomains) {
+  for (DType blocks : {DType::kQ8_0, DType::kQ4_0}) {
+    SCOPED_TRACE(DTypeName(blocks));
+    test::TinyModelOptions options = TestModel(WeightMode::kQ8);
+    options.blocks = blocks;
+    const test::TempDir directory;
+    test::WriteTinyModel(test::MakeTinyModel(options), directory.path());
+    Check(directory.path(), 37);
+  }
+}
+
+constexpr auto kCaseName = [](const auto& info) {
+  std::string name = std::get<0>(info.param).name;
+  name += '_';
+  for (char c : WeightModeName(std::get<1>(info.param))) name += c == '-' ? '_' : c;
+  return name;
+};
 INSTANTIATE_TEST_SUITE_P(Tiers, BatchInvarianceTest,
                          testing::Combine(testing::ValuesIn(AllKernels()), testing::ValuesIn(kAllWeightModes)),
-                         [](const auto& info) {
-                           std::string name = std::get<0>(info.param).name;
-                           name += '_';
-                           for (char c : WeightModeName(std::get<1>(info.param))) name += c == '-' ? '_' : c;
-                           return name;
-                         });
+                         kCaseName);
+INSTANTIATE_TEST_SUITE_P(Tiers, BlocksInvarianceTest,
+                         testing::Combine(testing::ValuesIn(AllKernels()), testing::ValuesIn(kAllWeightModes)),
+                         kCaseName);
 
 }  // namespace
 }  // namespace scion

@@ -1,0 +1,256 @@
+#include "engine/model/pack_plan.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/sha256.h"
+#include "engine/base/status.h"
+
+namespace scion {
+namespace {
+
+using kernels::PackedMatrix;
+using kernels::WeightType;
+
+// Rows as on disk are copied in pieces of this size.
+constexpr size_t kRowsPieceBytes = 256 << 10;
+
+// The packed type of a matrix. A tensor of the checkpoint has a type that one of the packed types holds.
+WeightType PackedType(WeightMode mode, const TensorInfo& tensor) {
+  const WeightType exact = *kernels::ExactWeightType(tensor.dtype);
+  const bool fills_blocks = tensor.shape[1] % 32 == 0;
+  switch (mode) {
+    case WeightMode::kAsIs:
+      return exact;
+    case WeightMode::kBF16:
+      return WeightType::kBF16;
+    case WeightMode::kF32:
+      return WeightType::kF32;
+    case WeightMode::kQ8:
+      return fills_blocks ? WeightType::kQ8 : exact;
+    case WeightMode::kQ4:
+      return fills_blocks ? WeightType::kQ4 : exact;
+  }
+  return exact;
+}
+
+// Row `row` of a tensor whose heads' rows are interleaved, in the file.
+int64_t FileRow(const TensorInfo& tensor, int64_t row) {
+  const int64_t head_dim = tensor.interleaved_head_dim;
+  const int64_t in_head = row % head_dim;
+  const int64_t half = head_dim / 2;
+  return row - in_head + (in_head < half ? 2 * in_head : 2 * (in_head - half) + 1);
+}
+
+}  // namespace
+
+int64_t PackPlan::Item::out_features() const {
+  int64_t n = 0;
+  for (const TensorInfo* part : parts) n += part->shape[0];
+  return n;
+}
+
+size_t PackPlan::Item::bytes() const {
+  if (rows != nullptr) return AlignUp(parts[0]->bytes, 64);
+  return kernels::PackedBytes(type, static_cast<int>(out_features()), in_features());
+}
+
+size_t PackPlan::Item::piece_bytes() const {
+  return rows != nullptr ? kRowsPieceBytes : kernels::PackedPanelBytes(type, in_features());
+}
+
+void PackPlan::Push(Item item) {
+  item.offset = bytes_;
+  bytes_ += item.bytes();
+  items_.push_back(std::move(item));
+}
+
+absl::Status PackPlan::Add(const std::string& name, std::optional<WeightMode> mode, PackedMatrix* out) {
+  SCION_ASSIGN_OR_RETURN(const TensorInfo* tensor, checkpoint_.Find(name));
+  Push({.parts = {tensor}, .type = PackedType(mode.value_or(mode_), *tensor), .matrix = out});
+  return absl::OkStatus();
+}
+
+absl::Status PackPlan::AddJoined(const std::vector<std::string>& names, std::vector<PackedMatrix>& out) {
+  std::vector<Item> joined;
+  bool one_form = true;
+  for (const std::string& name : names) {
+    SCION_ASSIGN_OR_RETURN(const TensorInfo* tensor, checkpoint_.Find(name));
+    const WeightType type = PackedType(mode_, *tensor);
+    if (joined.empty() || joined.back().type != type || joined.back().parts[0]->dtype != tensor->dtype) {
+      joined.push_back({.parts = {}, .type = type});
+      one_form = one_form && kernels_.activation_form(type) == kernels_.activation_form(joined[0].type);
+    }
+    joined.back().parts.push_back(tensor);
+  }
+  out.resize(joined.size());
+  for (size_t i = 0; i < joined.size(); ++i) {
+    joined[i].matrix = &out[i];
+    // A rare mix, such as fp32 beside blocks: fp32 holds them all.
+    if (!one_form) joined[i].type = WeightType::kF32;
+    Push(std::move(joined[i]));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PackPlan::AddPair(const std::string& first, const std::string& second, PackedMatrix* out_first,
+                               PackedMatrix* out_second) {
+  SCION_ASSIGN_OR_RETURN(const TensorInfo* a, checkpoint_.Find(first));
+  SCION_ASSIGN_OR_RETURN(const TensorInfo* b, checkpoint_.Find(second));
+  WeightType type = PackedType(mode_, *a);
+  if (type != PackedType(mode_, *b)) type = WeightType::kF32;
+  Push({.parts = {a}, .type = type, .matrix = out_first});
+  Push({.parts = {b}, .type = type, .matrix = out_second});
+  return absl::OkStatus();
+}
+
+absl::Status PackPlan::AddRows(const std::string& name, std::span<const std::byte>* out) {
+  SCION_ASSIGN_OR_RETURN(const TensorInfo* tensor, checkpoint_.Find(name));
+  Push({.parts = {tensor}, .rows = out});
+  return absl::OkStatus();
+}
+
+std::vector<PackPlan::Piece> PackPlan::Pieces() const {
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < items_.size(); ++i) {
+    const size_t item_bytes = items_[i].bytes();
+    const size_t piece_bytes = items_[i].piece_bytes();
+    int index = 0;
+    for (size_t begin = 0; begin < item_bytes; begin += piece_bytes) {
+      pieces.push_back({.item = static_cast<int>(i),
+                        .index = index++,
+                        .offset = items_[i].offset + begin,
+                        .bytes = std::min(piece_bytes, item_bytes - begin)});
+    }
+  }
+  return pieces;
+}
+
+std::vector<int> PackPlan::Files() const {
+  std::set<int> files;
+  for (const Item& item : items_) {
+    for (const TensorInfo* part : item.parts) files.insert(part->file);
+  }
+  return {files.begin(), files.end()};
+}
+
+std::string PackPlan::LayoutHash() const {
+  std::set<std::pair<DType, WeightType>> pairs;
+  for (const Item& item : items_) {
+    if (item.matrix != nullptr) pairs.emplace(item.parts[0]->dtype, item.type);
+  }
+  // A panel whose bytes, read as numbers of any type, are finite.
+  constexpr int kInFeatures = 512;
+  Sha256 hash;
+  for (const auto& [source, type] : pairs) {
+    std::vector<std::byte> rows(DTypeRowBytes(source, kInFeatures) * kernels::kPanelWidth);
+    uint32_t random = 1;
+    for (std::byte& b : rows) {
+      random = random * 1664525 + 1013904223;
+      b = static_cast<std::byte>(random >> 24 & 0x3f);
+    }
+    std::vector<std::byte> panel(kernels::PackedPanelBytes(type, kInFeatures));
+    kernels::PackPanel(source, rows.data(), kernels::kPanelWidth, kInFeatures, type, panel.data());
+    hash.Update(panel);
+  }
+  return hash.FinishHex();
+}
+
+std::string PackPlan::Description() const {
+  std::string text = absl::StrCat("layout ", LayoutHash(), "\n");
+  for (const Item& item : items_) {
+    const TensorInfo& first = *item.parts[0];
+    absl::StrAppend(&text, item.rows != nullptr ? "rows" : ToAbsl(kernels::WeightTypeName(item.type)), " ",
+                    item.out_features(), "x", item.in_features(), " at ", item.offset, " of ",
+                    ToAbsl(DTypeName(first.dtype)));
+    for (const TensorInfo* part : item.parts) {
+      absl::StrAppend(&text, " ", part->name, " ", part->shape[0], " rows at ", part->offset, " of file ", part->file);
+      if (part->interleaved_head_dim > 0) absl::StrAppend(&text, " in pairs of ", part->interleaved_head_dim);
+    }
+    text += "\n";
+  }
+  return text;
+}
+
+absl::Status PackPlan::MakePanel(const Item& item, int panel, std::byte* out, Staging& staging) const {
+  const DType source_type = item.parts[0]->dtype;
+  const size_t row_bytes = DTypeRowBytes(source_type, static_cast<uint64_t>(item.in_features()));
+  const int64_t first = int64_t{panel} * kernels::kPanelWidth;
+  const int64_t count = std::min<int64_t>(kernels::kPanelWidth, item.out_features() - first);
+  staging.resize(static_cast<size_t>(count) * row_bytes);
+  int64_t part_begin = 0;
+  for (const TensorInfo* part : item.parts) {
+    const int64_t part_end = part_begin + part->shape[0];
+    const int64_t begin = std::max(first, part_begin);
+    const int64_t end = std::min(first + count, part_end);
+    const int64_t step = part->interleaved_head_dim > 0 ? 1 : end - begin;
+    for (int64_t row = begin; row < end; row += step) {
+      const int64_t from =
+          step == 1 && part->interleaved_head_dim > 0 ? FileRow(*part, row - part_begin) : row - part_begin;
+      SCION_RETURN_IF_ERROR(checkpoint_.Read(*part, static_cast<uint64_t>(from) * row_bytes,
+                                             std::span(staging).subspan(static_cast<size_t>(row - first) * row_bytes,
+                                                                        static_cast<size_t>(step) * row_bytes)));
+    }
+    part_begin = part_end;
+  }
+  kernels::PackPanel(source_type, staging.data(), static_cast<int>(count), item.in_features(), item.type, out);
+  return absl::OkStatus();
+}
+
+absl::Status PackPlan::Make(const Piece& piece, std::byte* out, Staging& staging) const {
+  const Item& item = items_[static_cast<size_t>(piece.item)];
+  if (item.rows == nullptr) return MakePanel(item, piece.index, out, staging);
+  const TensorInfo& tensor = *item.parts[0];
+  const size_t begin = piece.offset - item.offset;
+  const size_t bytes = std::min(piece.bytes, tensor.bytes - begin);
+  std::memset(out + bytes, 0, piece.bytes - bytes);
+  return checkpoint_.Read(tensor, begin, {out, bytes});
+}
+
+absl::Status PackPlan::Make(std::span<const Piece> pieces, std::byte* out, ThreadPool& pool) const {
+  if (pieces.empty()) return absl::OkStatus();
+  std::vector<Staging> staging(static_cast<size_t>(pool.num_threads()));
+  std::atomic<bool> failed{false};
+  std::mutex mutex;
+  absl::Status first_error;
+  pool.ParallelFor(static_cast<int>(pieces.size()), [&](int task, int thread) {
+    if (failed.load(std::memory_order_relaxed)) return;
+    const Piece& piece = pieces[static_cast<size_t>(task)];
+    absl::Status status = Make(piece, out + (piece.offset - pieces[0].offset), staging[static_cast<size_t>(thread)]);
+    if (status.ok()) return;
+    std::lock_guard lock(mutex);
+    if (!failed.exchange(true)) first_error = std::move(status);
+  });
+  return first_error;
+}
+
+absl::StatusOr<AlignedBuffer> PackPlan::MakeInMemory(std::string_view purpose, ThreadPool& pool) const {
+  SCION_ASSIGN_OR_RETURN(AlignedBuffer buffer, AlignedBuffer::Create(bytes_, purpose));
+  SCION_RETURN_IF_ERROR(Make(Pieces(), buffer.data(), pool));
+  return buffer;
+}
+
+void PackPlan::Place(const std::byte* block) const {
+  for (const Item& item : items_) {
+    const std::byte* data = block + item.offset;
+    if (item.rows != nullptr) {
+      *item.rows = {data, item.parts[0]->bytes};
+    } else {
+      *item.matrix = {.data = data,
+                      .out_features = static_cast<int>(item.out_features()),
+                      .in_features = item.in_features(),
+                      .type = item.type};
+    }
+  }
+}
+
+void PackPlan::ReleaseSource(int item) const {
+  for (const TensorInfo* part : items_[static_cast<size_t>(item)].parts) checkpoint_.Release(*part);
+}
+
+}  // namespace scion
