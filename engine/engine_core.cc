@@ -122,7 +122,8 @@ EngineStats EngineCore::Stats() const {
 void EngineCore::Loop() {
   while (TakeNewRequests()) {
     EndUnwanted();
-    const std::span<const ScheduledChunk> chunks = scheduler_.Schedule(budget_.Rows());
+    const std::span<const ScheduledChunk> chunks =
+        scheduler_.Schedule([this](int decode_rows) { return budget_.Rows(decode_rows); });
     // Before the step's events are out: who has seen them finds them counted.
     PublishCounters();
     if (!chunks.empty()) RunStep(chunks);

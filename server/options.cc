@@ -104,8 +104,9 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
       ->capture_default_str();
 
   compute
-      .add_option("--itl-target-ms", itl_target_ms,
-                  "Inter-token latency that prompts may not push a step beyond; 0: none, the most throughput")
+      .add_option(
+          "--itl-target-ms", itl_target_ms,
+          "Inter-token latency that prompts may not push a step beyond, as far as they get a third of it; 0: no bound")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
   compute

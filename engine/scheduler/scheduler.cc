@@ -136,14 +136,17 @@ void Scheduler::SchedulePrefills(int budget, bool may_let_in) {
   }
 }
 
-std::span<const ScheduledChunk> Scheduler::Schedule(int timely_tokens) {
+std::span<const ScheduledChunk> Scheduler::Schedule(absl::FunctionRef<int(int)> timely_tokens) {
   step_.clear();
   step_rows_ = 0;
   const uint64_t preemptions_before = preemptions_;
   ScheduleDecodes();
-  const int least = std::min(step_rows_ + limits_.min_prefill_tokens, limits_.max_step_tokens);
-  SchedulePrefills(step_.empty() ? limits_.max_step_tokens : std::clamp(timely_tokens, least, limits_.max_step_tokens),
-                   /*may_let_in=*/preemptions_ == preemptions_before);
+  int budget = limits_.max_step_tokens;
+  if (!step_.empty()) {
+    const int least = std::min(step_rows_ + limits_.min_prefill_tokens, budget);
+    budget = std::clamp(timely_tokens(step_rows_), least, budget);
+  }
+  SchedulePrefills(budget, /*may_let_in=*/preemptions_ == preemptions_before);
   int row = 0;
   for (ScheduledChunk& chunk : step_) {
     chunk.row_begin = row;

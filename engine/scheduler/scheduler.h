@@ -13,6 +13,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "engine/kv_cache/kv_cache.h"
 #include "engine/kv_cache/prefix_cache.h"
 #include "engine/scheduler/domain_queues.h"
@@ -51,9 +52,11 @@ class Scheduler {
   void Remove(Sequence* sequence);
 
   // Composes the next step; empty when there is nothing to do. Chunks are in row order. A step with decoding sequences
-  // takes at most `timely_tokens` tokens, beyond min_prefill_tokens: more would make those sequences wait too long.
-  std::span<const ScheduledChunk> Schedule(int timely_tokens);
-  std::span<const ScheduledChunk> Schedule() { return Schedule(limits_.max_step_tokens); }
+  // takes at most timely_tokens(their number) tokens, beyond min_prefill_tokens: more would make them wait too long.
+  std::span<const ScheduledChunk> Schedule(absl::FunctionRef<int(int decode_tokens)> timely_tokens);
+  std::span<const ScheduledChunk> Schedule() {
+    return Schedule([this](int) { return limits_.max_step_tokens; });
+  }
   // The step is computed: its tokens are in the cache.
   void Complete();
 

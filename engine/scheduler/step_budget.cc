@@ -10,6 +10,8 @@ namespace {
 
 // A step's time varies from one to the next, and a token is on its way for a while after its step.
 constexpr double kShareOfTarget = 0.85;
+// So many times as long as its decodes alone may take a step at least.
+constexpr double kLeastPromptTime = 1.5;
 constexpr double kNewest = 0.3;  // weight of the newest measurement
 // A measurement counts as at most so many times what was expected: one hiccup is no rule.
 constexpr double kMostSurprise = 1.5;
@@ -48,14 +50,23 @@ void StepBudget::StepTook(int rows, absl::Duration time) {
   }
 }
 
-int StepBudget::Rows() const {
+double StepBudget::LeastSecondsOf(int rows) const {
+  double least = 0;
+  for (const Point& p : points_) {
+    if (p.is_measured) least = std::max(least, p.rows <= rows ? p.seconds : p.seconds * rows / p.rows);
+  }
+  return least;
+}
+
+int StepBudget::Rows(int decode_rows) const {
   if (std::isinf(points_.front().seconds)) return max_rows_;
+  const double seconds = std::max(target_seconds_, kLeastPromptTime * LeastSecondsOf(decode_rows));
   const auto above =
-      std::find_if(points_.begin(), points_.end(), [this](const Point& p) { return p.seconds > target_seconds_; });
+      std::find_if(points_.begin(), points_.end(), [seconds](const Point& p) { return p.seconds > seconds; });
   if (above == points_.end()) return max_rows_;
   if (above == points_.begin()) return 1;
   const Point& below = *std::prev(above);
-  const double share = (target_seconds_ - below.seconds) / (above->seconds - below.seconds);
+  const double share = (seconds - below.seconds) / (above->seconds - below.seconds);
   return static_cast<int>(below.rows + share * (above->rows - below.rows));
 }
 

@@ -20,8 +20,10 @@ class StepBudget {
   StepBudget(absl::Duration target, int max_rows);
 
   void StepTook(int rows, absl::Duration time);
-  // At least 1, at most max_rows; max_rows as long as nothing has been measured.
-  int Rows() const;
+  // Of a step in which `decode_rows` rows decode. Where these alone take so much of the target that prompts would
+  // hardly go on, prompts still get a third of the step's time. At least 1, at most max_rows; max_rows as long as
+  // nothing has been measured.
+  int Rows(int decode_rows) const;
 
  private:
   struct Point {
@@ -29,6 +31,9 @@ class StepBudget {
     double seconds;    // infinite until something has been measured
     bool is_measured;  // or else concluded from others
   };
+
+  // What so many rows take at least, as far as measurements tell.
+  double LeastSecondsOf(int rows) const;
 
   const double target_seconds_;
   const int max_rows_;
