@@ -381,8 +381,18 @@ constexpr auto kCaseName = [](const auto& info) {
 INSTANTIATE_TEST_SUITE_P(Tiers, BatchInvarianceTest,
                          testing::Combine(testing::ValuesIn(AllKernels()), testing::ValuesIn(kAllWeightModes)),
                          kCaseName);
+// The portable tier, the first of them, takes minutes for blocks: it runs them as they are, the others in every mode.
+std::vector<Kernels> KernelsWithIntrinsics() {
+  std::vector<Kernels> kernels = AllKernels();
+  kernels.erase(kernels.begin());
+  return kernels;
+}
 INSTANTIATE_TEST_SUITE_P(Tiers, BlocksInvarianceTest,
-                         testing::Combine(testing::ValuesIn(AllKernels()), testing::ValuesIn(kAllWeightModes)),
+                         testing::Combine(testing::ValuesIn(KernelsWithIntrinsics()),
+                                          testing::ValuesIn(kAllWeightModes)),
+                         kCaseName);
+INSTANTIATE_TEST_SUITE_P(Portable, BlocksInvarianceTest,
+                         testing::Combine(testing::Values(AllKernels().front()), testing::Values(WeightMode::kAsIs)),
                          kCaseName);
 
 }  // namespace
