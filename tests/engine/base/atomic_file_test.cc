@@ -10,6 +10,7 @@
 
 #include <csignal>
 #include <iterator>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -45,6 +46,32 @@ TEST_F(AtomicFileTest, NothingIsSeenBeforeCommitAndEverythingAfter) {
   ASSERT_TRUE(writer->Commit().ok());
   EXPECT_EQ(ReadBytes(target_), "new text");
   EXPECT_EQ(NumEntries(), 1);
+}
+
+TEST_F(AtomicFileTest, PartsAreWrittenAtTheirPlacesInAnyOrder) {
+  auto writer = AtomicFileWriter::Create(target_);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  ASSERT_TRUE(writer->Reserve(6).ok());
+  ASSERT_TRUE(writer->WriteAt(3, std::as_bytes(std::span("def", 3))).ok());
+  ASSERT_TRUE(writer->WriteAt(0, std::as_bytes(std::span("abc", 3))).ok());
+  ASSERT_TRUE(writer->Commit().ok());
+  EXPECT_EQ(ReadBytes(target_), "abcdef");
+}
+
+TEST_F(AtomicFileTest, FilesOfKilledWritersAreRemovedAndNoOthers) {
+  for (const char* name : {".a.pack.12ab.tmp", ".b.pack.1.tmp", ".a.text.12ab.tmp", "a.pack.12ab.tmp", ".pack.tmp",
+                           ".tmp", "a.pack", ".a.pack.12ab"}) {
+    WriteBytes(dir_.path() / name, "x");
+  }
+  auto living = AtomicFileWriter::Create(dir_.path() / "c.pack");
+  ASSERT_TRUE(living.ok()) << living.status();
+  RemoveAbandonedFiles(dir_.path(), ".pack");
+  EXPECT_EQ(NumEntries(), 7);
+  EXPECT_FALSE(fs::exists(dir_.path() / ".a.pack.12ab.tmp"));
+  EXPECT_FALSE(fs::exists(dir_.path() / ".b.pack.1.tmp"));
+  EXPECT_TRUE(living->Commit().ok());
+  EXPECT_TRUE(fs::exists(dir_.path() / "c.pack"));
+  RemoveAbandonedFiles(dir_.path() / "none", ".pack");
 }
 
 TEST_F(AtomicFileTest, WithoutCommitNothingIsLeft) {

@@ -165,6 +165,17 @@ TEST_F(PackedCacheTest, TheSameBitsOfAGgufFileWithExperts) {
   }
 }
 
+TEST_F(PackedCacheTest, TheSameBitsOfABlockOfSeveralWindows) {
+  const fs::path large = dir_.path() / "large";
+  WriteTinyModel(MakeTinyModel({.hidden_size = 1024, .intermediate_size = 3300, .moe_intermediate_size = 33}), large);
+  const Loaded fresh = Load(large, {}, WeightMode::kF32);
+  ASSERT_GT(fresh.bytes, uint64_t{40} << 20);  // 16 MiB are written at once
+  EXPECT_EQ(Load(large, packs_, WeightMode::kF32).Written(), 3);
+  const Loaded mapped = Load(large, packs_, WeightMode::kF32);
+  EXPECT_TRUE(mapped.AllShared()) << mapped.Text();
+  EXPECT_EQ(mapped.logits, fresh.logits);
+}
+
 TEST_F(PackedCacheTest, EachWeightModeHasFilesOfItsOwn) {
   MakeCache();
   const Loaded other = Load(model_, packs_, WeightMode::kF32);
