@@ -30,6 +30,10 @@ absl::Status CheckOptions(const EngineOptions& o) {
                                                    ") is larger than max_step_tokens (", o.max_step_tokens,
                                                    "): a step must have room for one token of every running request"));
   }
+  if (o.itl_target <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(absl::StrCat("the target for the inter-token latency must be above 0, is ",
+                                                   absl::FormatDuration(o.itl_target)));
+  }
   if (o.num_threads < 0 || o.num_threads > 1024) {
     return absl::InvalidArgumentError(absl::StrCat("threads must be from 1 to 1024, is ", o.num_threads));
   }
@@ -101,6 +105,7 @@ class Handle final : public RequestHandle {
     if (wants) core_.Notify(state_);
   }
   void Cancel() override { state_->Cancel(); }
+  int cached_prompt_tokens() const override { return state_->cached_prompt_tokens(); }
 
  private:
   std::shared_ptr<RequestState> state_;

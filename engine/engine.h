@@ -48,7 +48,11 @@ struct EngineOptions {
   std::optional<kernels::KvType> kv_type;  // default: as the weights
   uint64_t kv_cache_bytes = uint64_t{512} << 20;
   int max_step_tokens = 512;       // the token budget of a step: decode rows first, prefill chunks fill the rest
-  int prefill_chunk_tokens = 256;  // of one prompt in one step
+  int prefill_chunk_tokens = 256;  // of one prompt in one step, as long as other prompts want a part of it
+  // A step in which sequences decode takes no more prompt tokens than lets it end within this time, as far as earlier
+  // steps tell; but they always get a third of its time.
+  absl::Duration itl_target = absl::Milliseconds(100);
+  bool prefix_cache = true;  // the bits are the same without
   int max_running_requests = 256;
   int max_waiting_requests = 1024;
   int64_t max_waiting_tokens = 1 << 20;
@@ -67,6 +71,7 @@ struct SamplingParams {
 struct Request {
   std::vector<int32_t> prompt;  // at least one token
   int domain = 0;               // index into spec().domains
+  uint64_t tenant = 0;          // requests of different tenants share nothing in the prefix cache
   int max_new_tokens = 0;       // 0 with score_prompt: score only
   SamplingParams sampling;
   bool ignore_eos = false;
@@ -112,6 +117,8 @@ class RequestHandle {
   virtual void SetNotify(std::function<void()> notify) = 0;
   // Asks for the end: kFinished with Cancelled follows within one step, unless the request ended before.
   virtual void Cancel() = 0;
+  // Tokens of the prompt that were not computed, for the prefix cache had them. Final once an event is there.
+  virtual int cached_prompt_tokens() const = 0;
 };
 
 struct DomainStats {
@@ -132,7 +139,12 @@ struct EngineStats {
   int running_requests = 0;
   int max_running_seen = 0;  // the most requests that were running in one step since start
   int kv_blocks_in_use = 0;
+  int kv_blocks_cached = 0;  // that no request holds, but whose content can be found in the prefix cache
   int kv_blocks_total = 0;
+  // Tokens of requests that were let in, again and again if they gave way: found in the prefix cache, and not found.
+  uint64_t prefix_hit_tokens = 0;
+  uint64_t prefix_miss_tokens = 0;
+  uint64_t prefix_evictions = 0;  // blocks that left the prefix cache because their memory was needed
   uint64_t steps = 0;
   uint64_t preemptions = 0;
   uint64_t requests_finished = 0;

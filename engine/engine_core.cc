@@ -15,11 +15,14 @@ EngineCore::EngineCore(const EngineOptions& options, Model& model, ThreadPool& p
       pool_(pool),
       cache_(cache),
       kernels_(kernels::GetKernels(model.options().tier)),
+      prefixes_(options.prefix_cache
+                    ? std::optional<PrefixCache>(std::in_place, cache.block_tokens(), cache.num_blocks())
+                    : std::nullopt),
       scheduler_({.max_step_tokens = options.max_step_tokens,
                   .prefill_chunk_tokens = options.prefill_chunk_tokens,
-                  .max_running = options.max_running_requests,
-                  .max_waiting = options.max_waiting_requests},
-                 cache),
+                  .max_running = options.max_running_requests},
+                 static_cast<int>(model.spec().domains.size()), cache, prefixes_ ? &*prefixes_ : nullptr),
+      budget_(options.itl_target, options.max_step_tokens),
       notifier_(static_cast<size_t>(options.max_running_requests + options.max_waiting_requests)),
       domain_counters_(model.spec().domains.size()) {
   const size_t rows = static_cast<size_t>(options.max_step_tokens);
@@ -96,7 +99,11 @@ EngineStats EngineCore::Stats() const {
   stats.running_requests = running_requests_.load();
   stats.max_running_seen = max_running_seen_.load();
   stats.kv_blocks_in_use = cache_.blocks_in_use();
+  stats.kv_blocks_cached = cache_.blocks_kept();
   stats.kv_blocks_total = cache_.num_blocks();
+  stats.prefix_hit_tokens = prefix_hit_tokens_.load();
+  stats.prefix_miss_tokens = prefix_miss_tokens_.load();
+  stats.prefix_evictions = prefix_evictions_.load();
   stats.steps = steps_.load();
   stats.preemptions = preemptions_.load();
   stats.requests_finished = finished_.load();
@@ -115,10 +122,19 @@ EngineStats EngineCore::Stats() const {
 void EngineCore::Loop() {
   while (TakeNewRequests()) {
     EndUnwanted();
-    const std::span<const ScheduledChunk> chunks = scheduler_.Schedule();
+    const std::span<const ScheduledChunk> chunks =
+        scheduler_.Schedule([this](int decode_rows) { return budget_.Rows(decode_rows); });
+    // Before the step's events are out: who has seen them finds them counted.
+    PublishCounters();
     if (!chunks.empty()) RunStep(chunks);
-    preemptions_.store(scheduler_.preemptions(), std::memory_order_relaxed);
   }
+}
+
+void EngineCore::PublishCounters() {
+  preemptions_.store(scheduler_.preemptions(), std::memory_order_relaxed);
+  prefix_hit_tokens_.store(scheduler_.prefix_hit_tokens(), std::memory_order_relaxed);
+  prefix_miss_tokens_.store(scheduler_.prefix_miss_tokens(), std::memory_order_relaxed);
+  prefix_evictions_.store(scheduler_.prefix_evictions(), std::memory_order_relaxed);
 }
 
 bool EngineCore::TakeNewRequests() {
@@ -183,6 +199,7 @@ void EngineCore::ComposeStep(std::span<const ScheduledChunk> chunks) {
     }
     const int begin = state.num_computed;
     const int end = begin + chunk.num_tokens;
+    state.TakeNote(begin, end);
     step_tokens_.insert(step_tokens_.end(), state.tokens.begin() + begin, state.tokens.begin() + end);
     step_chunks_.push_back({.domain = state.domain,
                             .row_begin = chunk.row_begin,
@@ -273,6 +290,8 @@ void EngineCore::Deliver(LogitRow& row, std::span<const Logprob> top) {
 
 void EngineCore::RunStep(std::span<const ScheduledChunk> chunks) {
   ComposeStep(chunks);
+  const int rows = static_cast<int>(step_tokens_.size());
+  const absl::Time begin = absl::Now();
   model_.Forward({.token_ids = step_tokens_, .chunks = step_chunks_, .logit_rows = logit_row_indices_}, cache_);
   scheduler_.Complete();
 
@@ -287,6 +306,7 @@ void EngineCore::RunStep(std::span<const ScheduledChunk> chunks) {
               std::span(top_).subspan(static_cast<size_t>(i * kMaxTopLogprobs), kMaxTopLogprobs));
     }
   }
+  budget_.StepTook(rows, absl::Now() - begin);
   for (RequestState* state : scored_only_) Finish(*state, FinishReason::kScored, absl::OkStatus());
   std::erase_if(live_, [](const StatePtr& state) { return state->has_finished; });
   steps_.fetch_add(1, std::memory_order_relaxed);

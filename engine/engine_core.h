@@ -6,16 +6,19 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
 #include "engine/base/thread_pool.h"
 #include "engine/engine.h"
 #include "engine/kv_cache/kv_cache.h"
+#include "engine/kv_cache/prefix_cache.h"
 #include "engine/model/model.h"
 #include "engine/model/sampler.h"
 #include "engine/request_state.h"
 #include "engine/scheduler/scheduler.h"
+#include "engine/scheduler/step_budget.h"
 
 namespace scion {
 
@@ -61,6 +64,7 @@ class EngineCore {
   bool TakeNewRequests();
   void EndUnwanted();
   void RunStep(std::span<const ScheduledChunk> chunks);
+  void PublishCounters();
   void ComposeStep(std::span<const ScheduledChunk> chunks);
   // Scores or samples row `i` of the tile that begins at logit row `first`. Runs on a compute thread.
   void Evaluate(int first, int i, int thread);
@@ -74,7 +78,9 @@ class EngineCore {
   ThreadPool& pool_;
   KvCache& cache_;
   const kernels::KernelTable& kernels_;
+  std::optional<PrefixCache> prefixes_;
   Scheduler scheduler_;
+  StepBudget budget_;
   Notifier notifier_;
 
   // ---- shared with callers ----
@@ -89,6 +95,7 @@ class EngineCore {
   std::atomic<int> running_requests_{0};
   std::atomic<int> max_running_seen_{0};
   std::atomic<uint64_t> steps_{0}, preemptions_{0}, finished_{0}, cancelled_{0};
+  std::atomic<uint64_t> prefix_hit_tokens_{0}, prefix_miss_tokens_{0}, prefix_evictions_{0};
   std::vector<DomainCounters> domain_counters_;
 
   // ---- the engine thread's own ----

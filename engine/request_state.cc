@@ -1,5 +1,6 @@
 #include "engine/request_state.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace scion {
@@ -19,11 +20,18 @@ RequestState::RequestState(Request request, int num_slots, int max_tokens, int m
   slots_.resize(static_cast<size_t>(num_slots));
   top_.resize(slots_.size() * num_top_);
   domain = request_.domain;
+  tenant = request_.tenant;
   tokens.reserve(static_cast<size_t>(max_tokens));
   tokens = request_.prompt;
   num_prompt_tokens = static_cast<int>(request_.prompt.size());
   wants_prompt_logits = request_.score_prompt;
   blocks.reserve(static_cast<size_t>(max_blocks));
+}
+
+void RequestState::TakeNote(int begin, int end) {
+  const int cached = std::min(begin, num_prompt_tokens) - noted_end_;
+  if (cached > 0) cached_prompt_tokens_.fetch_add(cached, std::memory_order_relaxed);
+  noted_end_ = std::max(noted_end_, end);
 }
 
 std::span<TokenLogprob> RequestState::TopSlot() {

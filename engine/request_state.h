@@ -33,9 +33,12 @@ class RequestState : public Sequence, public std::enable_shared_from_this<Reques
 
   bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
   int num_generated() const { return static_cast<int>(tokens.size()) - num_prompt_tokens; }
-  int num_scored = 0;         // prompt positions whose score has been published
   bool has_started = false;   // has been in a step
   bool has_finished = false;  // the terminal event is out
+
+  // Positions [begin, end) of the sequence are in a step. What lies before and never was has come from the prefix
+  // cache.
+  void TakeNote(int begin, int end);
 
   // True if nobody has asked since the last NotifyCaller: then the caller must be put on the list of those to notify.
   bool MarkForNotify() { return has_notify_.load() && !notify_pending_.exchange(true); }
@@ -46,6 +49,7 @@ class RequestState : public Sequence, public std::enable_shared_from_this<Reques
   Event Next();
   void SetNotify(std::function<void()> notify);
   void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+  int cached_prompt_tokens() const { return cached_prompt_tokens_.load(std::memory_order_relaxed); }
 
  private:
   struct Slot {
@@ -66,6 +70,8 @@ class RequestState : public Sequence, public std::enable_shared_from_this<Reques
   std::atomic<uint32_t> produced_{0};
   uint32_t consumed_ = 0;
   std::atomic<bool> cancelled_{false};
+  int noted_end_ = 0;  // the largest `end` so far
+  std::atomic<int> cached_prompt_tokens_{0};
 
   std::atomic<bool> has_notify_{false};
   std::atomic<bool> notify_pending_{false};

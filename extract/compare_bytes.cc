@@ -32,7 +32,8 @@ absl::StatusOr<std::string> CompareTensor(const Checkpoint& whole, const TensorI
     if (absl::Status status = cut.Read(tensor, offset, b); !status.ok()) return std::string(status.message());
     if (std::memcmp(a.data(), b.data(), n) == 0) continue;
     const uint64_t at = offset + static_cast<uint64_t>(std::mismatch(a.begin(), a.end(), b.begin()).first - a.begin());
-    return absl::StrCat("element ", at / DTypeBytes(tensor.dtype), " (byte ", at, ") differs from the source");
+    return absl::StrCat(IsQuantized(tensor.dtype) ? "block " : "element ", at / DTypeBytes(tensor.dtype), " (byte ", at,
+                        ") differs from the source");
   }
   return std::string();
 }

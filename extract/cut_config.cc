@@ -2,13 +2,32 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
 
 #include "engine/base/json.h"
 #include "engine/base/status.h"
+#include "engine/model/checkpoint.h"
 
 namespace scion {
 
+namespace {
+
 constexpr uint64_t kMaxConfigBytes = uint64_t{4} << 20;
+
+// quantization_config keeps the types of tensors that are there.
+void DropTypes(nlohmann::ordered_json& config, std::span<const std::string> kept) {
+  const nlohmann::ordered_json::json_pointer place("/quantization_config/tensors");
+  if (!config.contains(place) || !config[place].is_object()) return;
+  nlohmann::ordered_json types = nlohmann::ordered_json::object();
+  for (const auto& [tensor, type] : config[place].items()) {
+    const std::optional<std::string_view> domain = DomainOfTensor(tensor);
+    if (!domain.has_value() || std::ranges::find(kept, *domain) != kept.end()) types[tensor] = type;
+  }
+  config[place] = std::move(types);
+}
+
+}  // namespace
 
 absl::StatusOr<std::string> CutConfig(std::string_view config_json, std::span<const std::string> kept) {
   // Parsed twice: once with the bounds on what comes from outside, once to keep the keys' order.
@@ -38,6 +57,7 @@ absl::StatusOr<std::string> CutConfig(std::string_view config_json, std::span<co
     }
   }
   config["domains"] = std::move(domains);
+  DropTypes(config, found);
   const bool default_kept =
       config.contains("default_domain") && config["default_domain"].is_string() &&
       std::find(found.begin(), found.end(), config["default_domain"].get_ref<const std::string&>()) != found.end();

@@ -1,5 +1,6 @@
 // What config.json of a cut says, made from the whole model's: the domains that were kept, in their old order, and a
-// default domain among them. Every other key keeps its value and its place.
+// default domain among them. quantization_config loses the types of tensors that are gone. Every other key keeps its
+// value and its place.
 #pragma once
 
 #include <span>

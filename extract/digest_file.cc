@@ -19,6 +19,8 @@ static_assert(std::atomic<bool>::is_always_lock_free);  // a signal handler sets
 
 void RequestCancel() { cancel_requested = true; }
 
+bool CancelRequested() { return cancel_requested; }
+
 absl::StatusOr<FileDigest> DigestFile(const ReadOnlyFile& file, std::span<const TensorInfo> tensors, NewFile* copy,
                                       Progress& progress) {
   FileDigest digest{.bytes = file.size(), .sha256 = {}, .tensor_sha256 = {}};

@@ -28,5 +28,7 @@ absl::StatusOr<FileDigest> DigestFile(const ReadOnlyFile& file, std::span<const 
 
 // Makes the DigestFile that runs now, and all later ones, end with Cancelled. For signal handlers.
 void RequestCancel();
+// For whatever else takes long.
+bool CancelRequested();
 
 }  // namespace scion

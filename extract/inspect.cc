@@ -3,6 +3,7 @@
 #include <memory>
 #include <optional>
 #include <system_error>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 #include "engine/base/status.h"
@@ -23,6 +24,14 @@ uint64_t ParametersOf(std::span<const TensorInfo> tensors) {
   return parameters;
 }
 
+// types: {"Q4_0": bytes of data, ...}
+void AddBytesByType(std::span<const TensorInfo> tensors, Json& types) {
+  for (const TensorInfo& tensor : tensors) {
+    const std::string type(DTypeName(tensor.dtype));
+    types[type] = types.value(type, uint64_t{0}) + tensor.bytes;
+  }
+}
+
 Json Parts(const Checkpoint& checkpoint) {
   Json parts = Json::array();
   for (size_t i = 0; i < checkpoint.files().size(); ++i) {
@@ -32,6 +41,7 @@ Json Parts(const Checkpoint& checkpoint) {
       parts.push_back({{"name", file.domain.has_value() ? name : "trunk"},
                        {"parameters", 0},
                        {"bytes", 0},
+                       {"types", Json::object()},
                        {"files", Json::array()}});
       if (file.domain.has_value()) {
         parts.back()["experts"] = checkpoint.spec().domains[static_cast<size_t>(*file.domain)].num_experts;
@@ -40,6 +50,7 @@ Json Parts(const Checkpoint& checkpoint) {
     Json& part = parts.back();
     part["parameters"] = part["parameters"].get<uint64_t>() + ParametersOf(TensorsOf(checkpoint, static_cast<int>(i)));
     part["bytes"] = part["bytes"].get<uint64_t>() + file.file.size();
+    AddBytesByType(TensorsOf(checkpoint, static_cast<int>(i)), part["types"]);
     part["files"].push_back({{"path", file.path}, {"bytes", file.file.size()}, {"generation", file.generation}});
   }
   return parts;
@@ -80,6 +91,8 @@ absl::StatusOr<Json> Inspect(const std::filesystem::path& directory) {
   }
   uint64_t bytes = 0;
   for (const CheckpointFile& file : checkpoint.files()) bytes += file.file.size();
+  Json types = Json::object();
+  AddBytesByType(checkpoint.tensors(), types);
   std::error_code error;
   return Json{{"directory", directory.string()},
               {"model_type", spec.model_type},
@@ -93,6 +106,7 @@ absl::StatusOr<Json> Inspect(const std::filesystem::path& directory) {
               {"default_domain", spec.domains[static_cast<size_t>(spec.default_domain)].name},
               {"parameters", ParametersOf(checkpoint.tensors())},
               {"bytes", bytes},
+              {"types", std::move(types)},
               {"tokenizer", std::filesystem::exists(directory / "tokenizer.json", error)},
               {"parts", Parts(checkpoint)},
               {"lock", LockSummary(checkpoint.lock())}};
@@ -122,6 +136,11 @@ std::string InspectTable(const Json& model) {
                         model["bytes"].get<uint64_t>());
   absl::StrAppendFormat(&text, "* default domain; experts are per sparse layer, %d per token\n",
                         model["num_experts_per_tok"].get<int>());
+  std::string types;
+  for (const auto& [type, bytes] : model["types"].items()) {
+    absl::StrAppendFormat(&types, "%s%s %d bytes", types.empty() ? "" : ", ", type, bytes.get<uint64_t>());
+  }
+  absl::StrAppendFormat(&text, "types: %s\n", types);
   absl::StrAppendFormat(&text, "tokenizer: %s\n", model["tokenizer"].get<bool>() ? "tokenizer.json" : "none");
   if (model["lock"].is_null()) return text + "lock: none\n";
   absl::StrAppendFormat(&text, "lock: %s\n", model["lock"]["lock_sha256"].get<std::string>());

@@ -14,9 +14,10 @@ namespace scion {
 
 // Opens the directory (so every extent and route has been checked) and describes it:
 //   {"directory", "model_type", "dtype", "vocab_size", "hidden_size", "max_position_embeddings", "num_hidden_layers",
-//    "sparse_layers", "num_experts_per_tok", "default_domain", "parameters", "bytes", "tokenizer": bool,
-//    "parts": [{"name", "experts" (per sparse layer, absent for the trunk), "parameters", "bytes", "files": [{"path",
-//               "bytes", "generation"}]}],
+//    "sparse_layers", "num_experts_per_tok", "default_domain", "parameters", "bytes", "types": {"Q4_0": bytes of data,
+//    ...}, "tokenizer": bool, "parts": [{"name", "experts" (per sparse layer, absent for the trunk), "parameters",
+//    "bytes", "types", "files":
+//               [{"path", "bytes", "generation"}]}],
 //    "lock": null or {"lock_sha256", "lineage": [...]}}
 absl::StatusOr<Json> Inspect(const std::filesystem::path& directory);
 

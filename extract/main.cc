@@ -1,4 +1,4 @@
-// moe-extract: cuts a domain out of a model, proves that the cut is exact, and shows what a model holds.
+// moe-extract: cuts a domain out of a model, proves that the cut is exact, quantises a model, shows what one holds.
 // Results go to stdout, everything else to stderr.
 
 #include <CLI/CLI.hpp>
@@ -18,6 +18,7 @@
 #include "engine/kernels/kernels.h"
 #include "extract/digest_file.h"
 #include "extract/inspect.h"
+#include "extract/quantize.h"
 #include "extract/sign.h"
 #include "extract/slice.h"
 #include "extract/verify.h"
@@ -36,6 +37,7 @@ struct Arguments {
   std::string certificate;
   bool no_certificate = false;
   std::string weights = "as-is";
+  std::string type;
   int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   bool json = false;
   bool check = false;
@@ -108,6 +110,36 @@ int RunSlice(const Arguments& args) {
   if (!result.ok()) return Fail(result.status());
   std::printf("%s: domains %s of %s, %.1f of %.1f MB\n", args.out.c_str(), absl::StrJoin(result->domains, ",").c_str(),
               args.model.c_str(), static_cast<double>(result->cut_bytes) * 1e-6,
+              static_cast<double>(result->model_bytes) * 1e-6);
+  return kDone;
+}
+
+int RunQuantize(const Arguments& args) {
+  CancelOnSignal();
+  const absl::StatusOr<QuantizeResult> result = Quantize({.model = args.model,
+                                                          .out = args.out,
+                                                          .type = args.type == "q4_0" ? DType::kQ4_0 : DType::kQ8_0,
+                                                          .version = SCION_VERSION,
+                                                          .now = absl::Now(),
+                                                          .log = stderr});
+  std::signal(SIGINT, SIG_DFL);
+  std::signal(SIGTERM, SIG_DFL);
+  if (!result.ok()) return Fail(result.status());
+  if (args.json) {
+    const Json json = {{"out", args.out},
+                       {"type", args.type},
+                       {"model", args.model},
+                       {"quantized", result->quantized},
+                       {"bytes", result->bytes},
+                       {"left_as_is", result->left_as_is},
+                       {"model_bytes", result->model_bytes}};
+    std::fputs((json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n").c_str(), stdout);
+    return kDone;
+  }
+  const std::string left =
+      result->left_as_is == 0 ? "" : absl::StrFormat(" (%d stay: no whole blocks in a row)", result->left_as_is);
+  std::printf("%s: %d matrices of %s in %s%s, %.1f of %.1f MB\n", args.out.c_str(), result->quantized,
+              args.model.c_str(), args.type.c_str(), left.c_str(), static_cast<double>(result->bytes) * 1e-6,
               static_cast<double>(result->model_bytes) * 1e-6);
   return kDone;
 }
@@ -194,6 +226,15 @@ int Main(int argc, char** argv) {
   AddModel(*lock, args);
   lock->add_flag("--replace", args.replace, "sign the files as they are now, whatever the old lock says");
 
+  CLI::App* quantize = app.add_subcommand("quantize", "Rounds a model's matrices to blocks of 8 or 4 bits.");
+  quantize->footer("Example: moe-extract quantize deploy/demo --type q4_0 -o /tmp/demo-q4");
+  AddModel(*quantize, args);
+  quantize->add_option("--type", args.type, "q8_0, or q4_0 with head and embedding in q8_0")
+      ->required()
+      ->check(CLI::IsMember({"q8_0", "q4_0"}));
+  AddOut(*quantize, args)->required();
+  quantize->add_flag("--json", args.json, "JSON on stdout");
+
   CLI::App* slice = app.add_subcommand("slice", "Cuts domains out as a model of their own.");
   slice->footer("Example: moe-extract slice deploy/demo --domain cpp,python -o /tmp/code");
   AddModel(*slice, args);
@@ -228,6 +269,7 @@ int Main(int argc, char** argv) {
 
   if (inspect->parsed()) return RunInspect(args);
   if (lock->parsed()) return RunLock(args);
+  if (quantize->parsed()) return RunQuantize(args);
   if (slice->parsed()) return RunSlice(args);
   if (verify->parsed()) return RunVerify(args);
   if (const int code = RunSlice(args); code != kDone) return code;

@@ -64,6 +64,7 @@ absl::Status CompareAllBytes(const VerifyOptions& options, const Checkpoint& who
 absl::StatusOr<std::vector<RouteTable>> ReadRouteTables(const Checkpoint& checkpoint, const DomainSpec& domain) {
   std::vector<RouteTable> tables;
   for (const int layer : checkpoint.spec().SparseLayers()) {
+    if (checkpoint.spec().layers[static_cast<size_t>(layer)].ffn.router != RouterKind::kTable) continue;
     SCION_ASSIGN_OR_RETURN(const TensorInfo* tensor, checkpoint.Find(RouteTensorName(layer, domain.name)));
     SCION_ASSIGN_OR_RETURN(std::vector<int32_t> experts, checkpoint.ReadInt32(*tensor));
     tables.push_back({.layer = layer, .num_experts = domain.num_experts, .expert_of_token = std::move(experts)});

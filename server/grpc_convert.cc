@@ -99,6 +99,7 @@ void ToProto(const TextChunk& chunk, const Tokenizer* tokenizer, v1::GenerateRes
   finish.set_reason(chunk.finish->reason == TextFinish::Reason::kLength ? v1::Finish::LENGTH : v1::Finish::STOP);
   finish.mutable_usage()->set_prompt_tokens(chunk.finish->usage.prompt_tokens);
   finish.mutable_usage()->set_completion_tokens(chunk.finish->usage.completion_tokens);
+  finish.mutable_usage()->set_cached_prompt_tokens(chunk.finish->usage.cached_prompt_tokens);
 }
 
 }  // namespace scion

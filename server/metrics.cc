@@ -48,7 +48,15 @@ void AddEngine(const Engine& engine, std::vector<MetricFamily>& families) {
   gauge("scion_requests_running_max", "The most requests that were running in one step since start",
         stats.max_running_seen);
   gauge("scion_kv_blocks_in_use", "KV cache blocks that belong to requests", stats.kv_blocks_in_use);
+  gauge("scion_kv_blocks_cached", "KV cache blocks that no request holds, but that the prefix cache can still give",
+        stats.kv_blocks_cached);
   gauge("scion_kv_blocks_total", "KV cache blocks", stats.kv_blocks_total);
+  counter("scion_prefix_cache_hit_tokens_total", "Tokens of requests that the prefix cache had",
+          static_cast<double>(stats.prefix_hit_tokens));
+  counter("scion_prefix_cache_miss_tokens_total", "Tokens of requests that it did not have",
+          static_cast<double>(stats.prefix_miss_tokens));
+  counter("scion_prefix_cache_evictions_total", "Blocks that left the prefix cache because their memory was needed",
+          static_cast<double>(stats.prefix_evictions));
   counter("scion_engine_steps_total", "Steps of the engine", static_cast<double>(stats.steps));
   counter("scion_preemptions_total", "Requests put back for want of KV cache", static_cast<double>(stats.preemptions));
   counter("scion_engine_requests_finished_total", "Requests that the engine has ended",

@@ -62,6 +62,8 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   std::string weights = "as-is";
   std::string kv_type;
   std::string pack_dir;
+  std::string prefix_cache = engine.prefix_cache ? "on" : "off";
+  double itl_target_ms = absl::ToDoubleMilliseconds(engine.itl_target);
 
   app.add_option("model,--model", model, "The model: a directory, or a GGUF file")->required();
   app.add_option("--model-name", options.model_name, "What requests call it (default: the directory's or file's name)");
@@ -92,11 +94,25 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   compute.add_option("--max-step-tokens", engine.max_step_tokens, "Token budget of one step")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  compute.add_option("--prefill-chunk", engine.prefill_chunk_tokens, "Tokens of one prompt in one step")
+  compute
+      .add_option("--prefill-chunk", engine.prefill_chunk_tokens,
+                  "Tokens of one prompt in one step, as long as others want a part of it")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   compute.add_option("--max-running", engine.max_running_requests, "Requests computed at once")
       ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+
+  compute
+      .add_option(
+          "--itl-target-ms", itl_target_ms,
+          "Inter-token latency that prompts may not push a step beyond, as far as they get a third of it; 0: no bound")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  compute
+      .add_option("--prefix-cache", prefix_cache,
+                  "on or off: keep the keys and values of past prompts and answers for those that begin alike")
+      ->check(CLI::IsMember({"on", "off"}))
       ->capture_default_str();
 
   CLI::Option_group& limits = *app.add_option_group("Limits");
@@ -142,6 +158,8 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   }
   if (!kv_type.empty()) engine.kv_type = kv_types.at(kv_type);
   engine.kv_cache_bytes = kv_cache_mb << 20;
+  engine.prefix_cache = prefix_cache == "on";
+  engine.itl_target = itl_target_ms > 0 ? absl::Milliseconds(itl_target_ms) : absl::InfiniteDuration();
   engine.max_waiting_bytes = max_waiting_mb << 20;
   if (options.model_name.empty()) options.model_name = NameOfModel(model);
   http.host = grpc.host = PlainHost(host);

@@ -92,7 +92,9 @@ void TextStream::Finish(TextFinish::Reason reason, absl::Status status, TextChun
   finished_ = true;
   chunk.finish = {.reason = reason,
                   .status = std::move(status),
-                  .usage = {.prompt_tokens = options_.prompt_tokens, .completion_tokens = completion_tokens_}};
+                  .usage = {.prompt_tokens = options_.prompt_tokens,
+                            .completion_tokens = completion_tokens_,
+                            .cached_prompt_tokens = handle_->cached_prompt_tokens()}};
 }
 
 void TextStream::SetNotify(std::function<void()> notify) { handle_->SetNotify(std::move(notify)); }

@@ -29,6 +29,7 @@ struct TextToken {
 struct Usage {
   int prompt_tokens = 0;
   int completion_tokens = 0;
+  int cached_prompt_tokens = 0;  // of the prompt's, those that the prefix cache had
 };
 
 struct TextFinish {

@@ -170,7 +170,7 @@ step_leaks() {
 }
 
 step_tsan() {
-  local tests=(engine_test scheduler_test thread_pool_test kv_cache_test route_plan_test)
+  local tests=(engine_test scheduler_test step_budget_test thread_pool_test kv_cache_test prefix_cache_test route_plan_test)
   build tsan "${tests[@]}" || return 0
   run_ctest tsan -R "^($(IFS='|' && echo "${tests[*]}"))\$"
 }

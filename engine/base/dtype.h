@@ -126,6 +126,17 @@ constexpr std::optional<DType> ParseDType(std::string_view name) {
   return std::nullopt;
 }
 
+inline constexpr DType kBlockTypes[] = {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1, DType::kQ5_0,
+                                        DType::kQ5_1, DType::kQ4K,  DType::kQ5K,  DType::kQ6K};
+
+// Of GGUF's names of blocks; no plain types.
+constexpr std::optional<DType> ParseBlockType(std::string_view name) {
+  for (DType d : kBlockTypes) {
+    if (DTypeName(d) == name) return d;
+  }
+  return std::nullopt;
+}
+
 // bf16 is the upper half of an fp32: widening is exact.
 constexpr float Bf16ToF32(uint16_t b) { return std::bit_cast<float>(static_cast<uint32_t>(b) << 16); }
 

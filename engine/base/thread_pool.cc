@@ -7,8 +7,9 @@
 namespace scion {
 namespace {
 
-// About 20 to 50 microseconds: longer than the gap between two loops of one step, shorter than a scheduler tick.
-constexpr int kSpins = 2000;
+// Some hundred microseconds: longer than the gap between two loops of one step, gates and samplers included (to wake a
+// sleeper takes as long), shorter than a tick of the system.
+constexpr int kSpins = 16000;
 
 inline void Pause() {
 #if defined(__x86_64__)

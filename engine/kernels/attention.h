@@ -1,32 +1,25 @@
 // RoPE, the write into the KV cache, and attention of a few tokens of one sequence. Included after a simd_*.h; see
 // there.
 //
+// A head's keys in a block are a panel of two lines, its values one of head_dim / 16, and both are multiplied by the
+// dot policies of matmul: a policy that takes its activations in bf16 gets queries and softmax weights rounded to bf16.
+//
 // Attention walks over the tiles of kKvBlockTokens tokens with an online softmax. All that an answer depends on is the
 // position and the cached bytes of positions up to it: a score is one accumulator over d ascending, the values are
-// added token by token, a token beyond the position has the weight exp(-inf) = 0 in the softmax's sum, and its value is
-// not read. Tokens and heads that share keys go through a tile together, which changes nothing of that.
+// added in order of tokens, a token beyond the position has the weight exp(-inf) = 0 in the softmax's sum, and its
+// value is not read. Tokens and heads that share keys go through a tile together, which changes nothing of that.
 #pragma once
 
+#include "engine/kernels/dots.h"
 #include "engine/kernels/kernels.h"
+#include "engine/kernels/tiling.h"
 #include "engine/kernels/vector_math.h"
 
 namespace scion::kernels {
 namespace {
 
 constexpr int kMaxAttendHeadDim = 256;
-constexpr size_t kKvLineBytes = 64;
-
-struct Bf16Kv {
-  using Element = uint16_t;
-  static SCION_KERNEL F32x16 LoadKv(const Element* p) { return LoadBf16(p); }
-  static SCION_KERNEL void StoreKv(Element* p, F32x16 x) { StoreBf16(p, x); }
-};
-
-struct F32Kv {
-  using Element = float;
-  static SCION_KERNEL F32x16 LoadKv(const Element* p) { return Load(p); }
-  static SCION_KERNEL void StoreKv(Element* p, F32x16 x) { Store(p, x); }
-};
+constexpr int kTileLinesOfKeys = kKvBlockTokens / 16;
 
 inline void Rope(float* heads, int num_heads, int head_dim, const float* cos, const float* sin) {
   const int half = head_dim / 2;
@@ -45,84 +38,84 @@ inline void Rope(float* heads, int num_heads, int head_dim, const float* cos, co
   }
 }
 
-template <class Kv>
+// Element (step, n) of a panel of `width` outputs, kPair steps to a group: where in units of elements.
+template <int kPair>
+SCION_KERNEL ptrdiff_t PanelElement(int step, int n, int width) {
+  return static_cast<ptrdiff_t>(step / kPair) * width * kPair + n * kPair + step % kPair;
+}
+
+SCION_KERNEL void StoreKv(uint16_t* p, F32x16 x) { StoreBf16(p, x); }
+SCION_KERNEL void StoreKv(float* p, F32x16 x) { Store(p, x); }
+
+template <class Element, int kPair>
 inline void WriteKvAs(const KvPlanes& planes, int32_t block, int slot, const float* k, const float* v) {
-  using Element = typename Kv::Element;
   const size_t base = static_cast<size_t>(block) * planes.block_bytes;
-  Element* k_block = reinterpret_cast<Element*>(planes.k + base);
-  Element* v_block = reinterpret_cast<Element*>(planes.v + base);
   const int head_dim = planes.head_dim;
   for (int h = 0; h < planes.num_kv_heads; ++h) {
     const ptrdiff_t head = static_cast<ptrdiff_t>(h) * head_dim;
+    Element* k_head = reinterpret_cast<Element*>(planes.k + base) + head * kKvBlockTokens;
+    Element* v_head = reinterpret_cast<Element*>(planes.v + base) + head * kKvBlockTokens;
     for (int d = 0; d < head_dim; d += 16) {
-      Element column[16];
-      Kv::StoreKv(column, Load(k + head + d));
-      for (int i = 0; i < 16; ++i) k_block[(head + d + i) * kKvBlockTokens + slot] = column[i];
-      Kv::StoreKv(v_block + (static_cast<ptrdiff_t>(h) * kKvBlockTokens + slot) * head_dim + d, Load(v + head + d));
+      Element key[16], value[16];
+      StoreKv(key, Load(k + head + d));
+      StoreKv(value, Load(v + head + d));
+      for (int i = 0; i < 16; ++i) {
+        k_head[PanelElement<kPair>(d + i, slot, kKvBlockTokens)] = key[i];
+        v_head[PanelElement<kPair>(slot, d + i, head_dim)] = value[i];
+      }
     }
   }
 }
 
 inline void WriteKv(const KvPlanes& planes, int32_t block, int slot, const float* k, const float* v) {
   if (planes.type == KvType::kBF16) {
-    WriteKvAs<Bf16Kv>(planes, block, slot, k, v);
+    WriteKvAs<uint16_t, 2>(planes, block, slot, k, v);
   } else {
-    WriteKvAs<F32Kv>(planes, block, slot, k, v);
+    WriteKvAs<float, 1>(planes, block, slot, k, v);
   }
 }
 
-// scores [kHeads, kKvBlockTokens] = q k. Fetches `next` meanwhile, as many keys.
-template <class Kv, int kHeads>
-SCION_KERNEL void ScoreTile(const typename Kv::Element* k, const typename Kv::Element* next, int head_dim,
-                            const float* q, float* scores) {
-  F32x16 low[kHeads], high[kHeads];
-  for (int h = 0; h < kHeads; ++h) low[h] = high[h] = Set1(0.0f);
-  for (int d = 0; d < head_dim; ++d) {
-    const F32x16 k_low = Kv::LoadKv(k + d * kKvBlockTokens);
-    const F32x16 k_high = Kv::LoadKv(k + d * kKvBlockTokens + 16);
-    for (size_t l = 0; l < kKvBlockTokens * sizeof(*k); l += kKvLineBytes) {
-      PrefetchToL2(reinterpret_cast<const std::byte*>(next + d * kKvBlockTokens) + l);
-    }
-#pragma GCC unroll 8
-    for (int h = 0; h < kHeads; ++h) {
-      const F32x16 x = Set1(q[h * head_dim + d]);
-      low[h] = MulAdd(k_low, x, low[h]);
-      high[h] = MulAdd(k_high, x, high[h]);
-    }
-  }
-  for (int h = 0; h < kHeads; ++h) {
-    Store(scores + h * kKvBlockTokens, low[h]);
-    Store(scores + h * kKvBlockTokens + 16, high[h]);
+// Of a dot policy: values of the reduced dimension in a step, and bytes of a fp32 row in its form of activations.
+template <class Dot>
+constexpr int kStepValues = static_cast<int>(Dot::kStepActivationBytes / (Dot::kForm == ActivationForm::kBF16 ? 2 : 4));
+
+// Stores 16 values in the form that the policy takes, at the place of value i, and returns them as they are there.
+template <class Dot>
+SCION_KERNEL F32x16 StoreForDot(F32x16 x, int i, std::byte* out) {
+  if constexpr (Dot::kForm == ActivationForm::kBF16) {
+    uint16_t* to = reinterpret_cast<uint16_t*>(out) + i;
+    StoreBf16(to, x);
+    return LoadBf16(to);
+  } else {
+    Store(reinterpret_cast<float*>(out) + i, x);
+    return x;
   }
 }
 
-// out[:, d .. d + 16 kLines) = out * rescale + weights v. Fetches as many values of `next` meanwhile.
-template <class Kv, int kHeads, int kLines>
-SCION_KERNEL void AddValues(const typename Kv::Element* v, const typename Kv::Element* next, int head_dim, int tokens,
-                            const float* weights, const float* rescale, float* out) {
-  F32x16 acc[kHeads][kLines];
-  for (int h = 0; h < kHeads; ++h) {
-    for (int l = 0; l < kLines; ++l) acc[h][l] = Mul(Load(out + h * head_dim + l * 16), Set1(rescale[h]));
-  }
-  for (int t = 0; t < tokens; ++t) {
-    F32x16 value[kLines];
-    for (int l = 0; l < kLines; ++l) value[l] = Kv::LoadKv(v + t * head_dim + l * 16);
-    for (size_t l = 0; l < kLines * 16 * sizeof(*v); l += kKvLineBytes) {
-      PrefetchToL2(reinterpret_cast<const std::byte*>(next + t * head_dim) + l);
+// sums [kCount][kLines] += rows x, `x_bytes` apart, times the kLines lines at `panel` of `steps` steps, which lie
+// `step_bytes` apart. Fetches as many lines at `next` meanwhile.
+template <class Dot, int kCount, int kLines>
+SCION_KERNEL void AccumulateSteps(const std::byte* panel, const std::byte* next, size_t step_bytes, int steps,
+                                  const std::byte* x, size_t x_bytes, F32x16 (&sums)[kCount][kLines]) {
+  for (int s = 0; s < steps; ++s) {
+    typename Dot::Weights w[kLines];
+    for (int l = 0; l < kLines; ++l) {
+      w[l] = Dot::LoadWeights(panel + static_cast<size_t>(l) * kLineBytes);
+      PrefetchToL2(next + static_cast<size_t>(l) * kLineBytes);
     }
 #pragma GCC unroll 8
-    for (int h = 0; h < kHeads; ++h) {
-      const F32x16 w = Set1(weights[h * kKvBlockTokens + t]);
+    for (int i = 0; i < kCount; ++i) {
+      const typename Dot::Activation a = Dot::Broadcast(x + static_cast<size_t>(i) * x_bytes);
 #pragma GCC unroll 4
-      for (int l = 0; l < kLines; ++l) acc[h][l] = MulAdd(value[l], w, acc[h][l]);
+      for (int l = 0; l < kLines; ++l) sums[i][l] = Dot::Accumulate(sums[i][l], w[l], a);
     }
-  }
-  for (int h = 0; h < kHeads; ++h) {
-    for (int l = 0; l < kLines; ++l) Store(out + h * head_dim + l * 16, acc[h][l]);
+    panel += step_bytes;
+    next += step_bytes;
+    x += Dot::kStepActivationBytes;
   }
 }
 
-// Queries that go through the tiles together: [n, head_dim] each of q and out, and their softmax so far.
+// Queries that go through the tiles together: rows of head_dim values each, and their softmax so far.
 struct Queries {
   alignas(64) float q[kAttendHeads * kMaxAttendHeadDim];
   alignas(64) float out[kAttendHeads * kMaxAttendHeadDim];  // not yet divided by sum
@@ -131,73 +124,123 @@ struct Queries {
 };
 
 // One head's keys and values of a block, and of the block that comes after.
-template <class Kv>
 struct KvTile {
-  const typename Kv::Element* k;
-  const typename Kv::Element* v;
-  const typename Kv::Element* next_k;
-  const typename Kv::Element* next_v;
+  const std::byte* k;
+  const std::byte* v;
+  const std::byte* next_k;
+  const std::byte* next_v;
 };
 
+// scores [kCount, kKvBlockTokens] = q k
+template <class Dot, int kCount>
+SCION_KERNEL void ScoreTile(const KvTile& tile, int head_dim, const float* q, float* scores) {
+  static_assert(Dot::kForm == ActivationForm::kF32);
+  F32x16 sums[kCount][kTileLinesOfKeys];
+  for (int i = 0; i < kCount; ++i) {
+    for (int l = 0; l < kTileLinesOfKeys; ++l) sums[i][l] = Set1(0.0f);
+  }
+  AccumulateSteps<Dot, kCount, kTileLinesOfKeys>(tile.k, tile.next_k, kTileLinesOfKeys * kLineBytes,
+                                                 head_dim / kStepValues<Dot>, reinterpret_cast<const std::byte*>(q),
+                                                 static_cast<size_t>(head_dim) * sizeof(float), sums);
+  for (int i = 0; i < kCount; ++i) {
+    for (int l = 0; l < kTileLinesOfKeys; ++l) Store(scores + i * kKvBlockTokens + l * 16, sums[i][l]);
+  }
+}
+
+// Lines [line, line + kLines) of out = out * rescale + weights v, over the first `tokens` tokens.
+template <class Dot, int kCount, int kLines>
+SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int tokens, const std::byte* weights,
+                            const float* rescale, float* out) {
+  constexpr int kValues = kStepValues<Dot>;
+  constexpr size_t kWeightBytes = kKvBlockTokens / kValues * Dot::kStepActivationBytes;
+  const size_t step_bytes = static_cast<size_t>(head_dim / 16) * kLineBytes;
+  const size_t at = static_cast<size_t>(line) * kLineBytes;
+  out += line * 16;
+  F32x16 sums[kCount][kLines];
+  for (int i = 0; i < kCount; ++i) {
+    for (int l = 0; l < kLines; ++l) sums[i][l] = Mul(Load(out + i * head_dim + l * 16), Set1(rescale[i]));
+  }
+  const int whole = tokens / kValues;
+  AccumulateSteps<Dot, kCount, kLines>(tile.v + at, tile.next_v + at, step_bytes, whole, weights, kWeightBytes, sums);
+  if (kValues > 1 && tokens % kValues != 0) {
+    // The other half of the last pairs is nobody's yet.
+    alignas(64) std::byte last[kLines * kLineBytes];
+    for (int l = 0; l < kLines; ++l) {
+      const std::byte* pairs =
+          tile.v + at + static_cast<size_t>(whole) * step_bytes + static_cast<size_t>(l) * kLineBytes;
+      Store(last + static_cast<size_t>(l) * kLineBytes, FromBits(AndBits(LoadBits(pairs), 0x0000ffffu)));
+    }
+    AccumulateSteps<Dot, kCount, kLines>(
+        last, last, 0, 1, weights + static_cast<size_t>(whole) * Dot::kStepActivationBytes, kWeightBytes, sums);
+  }
+  for (int i = 0; i < kCount; ++i) {
+    for (int l = 0; l < kLines; ++l) Store(out + i * head_dim + l * 16, sums[i][l]);
+  }
+}
+
 // One tile, of which all queries [first, first + kCount) see the first `tokens`.
-template <class Kv, int kCount>
-inline void AttendTile(const KvTile<Kv>& tile, int head_dim, int tokens, float scale, int first, Queries& queries) {
-  constexpr int kLines = 16 / kCount < 4 ? (kCount > 8 ? 1 : 16 / kCount) : 4;
-  const float* q = queries.q + first * head_dim;
+template <class KDot, class VDot, int kCount>
+inline void AttendTile(const KvTile& tile, int head_dim, int tokens, float scale, int first, Queries& queries) {
+  constexpr int kLines = 16 / kCount < kAttendLines ? (kCount > 8 ? 1 : 16 / kCount) : kAttendLines;
   float* out = queries.out + first * head_dim;
   const F32x16 minus_infinity = Set1(-__builtin_inff());
   alignas(64) float weights[kCount * kKvBlockTokens];
-  float rescale[kCount];
-  ScoreTile<Kv, kCount>(tile.k, tile.next_k, head_dim, q, weights);
-  for (int h = 0; h < kCount; ++h) {
-    float& largest = queries.largest[first + h];
-    float& sum = queries.sum[first + h];
-    float* w = weights + h * kKvBlockTokens;
-    F32x16 low = Select(FirstLanes(tokens), Mul(Load(w), Set1(scale)), minus_infinity);
-    F32x16 high = Select(FirstLanes(tokens - 16), Mul(Load(w + 16), Set1(scale)), minus_infinity);
+  alignas(64) float rescale[16] = {};
+  ScoreTile<KDot, kCount>(tile, head_dim, queries.q + first * head_dim, weights);
+  for (int i = 0; i < kCount; ++i) {
+    float& largest = queries.largest[first + i];
+    const float* w = weights + i * kKvBlockTokens;
+    const F32x16 low = Select(FirstLanes(tokens), Mul(Load(w), Set1(scale)), minus_infinity);
+    const F32x16 high = Select(FirstLanes(tokens - 16), Mul(Load(w + 16), Set1(scale)), minus_infinity);
     const float tile_largest = ReduceMax(Max(low, Max(high, minus_infinity)));
     const float now = tile_largest > largest ? tile_largest : largest;
-    low = Exp(Sub(low, Set1(now)));
-    high = Exp(Sub(high, Set1(now)));
-    rescale[h] = FirstLane(Exp(Set1(largest - now)));
-    sum = sum * rescale[h] + ReduceAdd(Add(low, high));
+    rescale[i] = largest - now;
     largest = now;
-    Store(w, low);
-    Store(w + 16, high);
   }
-  int d = 0;
-  for (; d + 16 * kLines <= head_dim; d += 16 * kLines) {
-    AddValues<Kv, kCount, kLines>(tile.v + d, tile.next_v + d, head_dim, tokens, weights, rescale, out + d);
+  Store(rescale, Exp(Load(rescale)));
+  alignas(64) std::byte prepared[kCount * kKvBlockTokens * sizeof(float)];
+  for (int i = 0; i < kCount; ++i) {
+    const F32x16 largest = Set1(queries.largest[first + i]);
+    const float* w = weights + i * kKvBlockTokens;
+    F32x16 low = Exp(Sub(Select(FirstLanes(tokens), Mul(Load(w), Set1(scale)), minus_infinity), largest));
+    F32x16 high = Exp(Sub(Select(FirstLanes(tokens - 16), Mul(Load(w + 16), Set1(scale)), minus_infinity), largest));
+    low = StoreForDot<VDot>(low, i * kKvBlockTokens, prepared);
+    high = StoreForDot<VDot>(high, i * kKvBlockTokens + 16, prepared);
+    float& sum = queries.sum[first + i];
+    sum = sum * rescale[i] + ReduceAdd(Add(low, high));  // of the weights as rounded: they are 1 in all
   }
-  for (; d < head_dim; d += 16)
-    AddValues<Kv, kCount, 1>(tile.v + d, tile.next_v + d, head_dim, tokens, weights, rescale, out + d);
+  int line = 0;
+  for (; line + kLines <= head_dim / 16; line += kLines) {
+    AddValues<VDot, kCount, kLines>(tile, head_dim, line, tokens, prepared, rescale, out);
+  }
+  for (; line < head_dim / 16; ++line) AddValues<VDot, kCount, 1>(tile, head_dim, line, tokens, prepared, rescale, out);
 }
 
-template <class Kv, int kCount>
-inline void AttendTileUpTo(int count, const KvTile<Kv>& tile, int head_dim, int tokens, float scale, int first,
+template <class KDot, class VDot, int kCount>
+inline void AttendTileUpTo(int count, const KvTile& tile, int head_dim, int tokens, float scale, int first,
                            Queries& queries) {
   if (count == kCount) {
-    AttendTile<Kv, kCount>(tile, head_dim, tokens, scale, first, queries);
+    AttendTile<KDot, VDot, kCount>(tile, head_dim, tokens, scale, first, queries);
   } else if constexpr (kCount > 1) {
-    AttendTileUpTo<Kv, kCount - 1>(count, tile, head_dim, tokens, scale, first, queries);
+    AttendTileUpTo<KDot, VDot, kCount - 1>(count, tile, head_dim, tokens, scale, first, queries);
   }
 }
 
 // Rows of one sequence at `position`, position + 1, ..., `heads` query heads of each; rows * heads <= kAttendHeads.
-template <class Kv>
+template <class KDot, class VDot>
 inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, int position, int rows, int kv_head,
                           int heads, const float* q, size_t q_stride, float scale, float* out, size_t out_stride) {
-  using Element = typename Kv::Element;
   const int head_dim = planes.head_dim;
-  const ptrdiff_t head_offset = static_cast<ptrdiff_t>(kv_head) * head_dim * kKvBlockTokens;
-  const size_t row_floats = static_cast<size_t>(heads * head_dim);
+  const size_t head_bytes = planes.block_bytes / static_cast<size_t>(planes.num_kv_heads);
+  const size_t head_offset = static_cast<size_t>(kv_head) * head_bytes;
+  const int row_floats = heads * head_dim;
   Queries queries;
   for (int r = 0; r < rows; ++r) {
-    for (size_t i = 0; i < row_floats; i += 16) {
-      Store(queries.q + static_cast<size_t>(r) * row_floats + i, Load(q + static_cast<size_t>(r) * q_stride + i));
-      Store(queries.out + static_cast<size_t>(r) * row_floats + i, Set1(0.0f));
+    for (int i = 0; i < row_floats; i += 16) {
+      Store(queries.q + r * row_floats + i, Load(q + static_cast<size_t>(r) * q_stride + i));
     }
   }
+  for (int i = 0; i < rows * row_floats; i += 16) Store(queries.out + i, Set1(0.0f));
   for (int i = 0; i < rows * heads; ++i) {
     queries.largest[i] = -__builtin_inff();
     queries.sum[i] = 0.0f;
@@ -205,20 +248,18 @@ inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, in
   for (int begin = 0; begin < position + rows; begin += kKvBlockTokens) {
     const int block = begin / kKvBlockTokens;
     const int next_block = begin + kKvBlockTokens < position + rows ? block + 1 : block;
-    const size_t base = static_cast<size_t>(block_table[block]) * planes.block_bytes;
-    const size_t next = static_cast<size_t>(block_table[next_block]) * planes.block_bytes;
-    const KvTile<Kv> tile = {.k = reinterpret_cast<const Element*>(planes.k + base) + head_offset,
-                             .v = reinterpret_cast<const Element*>(planes.v + base) + head_offset,
-                             .next_k = reinterpret_cast<const Element*>(planes.k + next) + head_offset,
-                             .next_v = reinterpret_cast<const Element*>(planes.v + next) + head_offset};
+    const size_t base = static_cast<size_t>(block_table[block]) * planes.block_bytes + head_offset;
+    const size_t next = static_cast<size_t>(block_table[next_block]) * planes.block_bytes + head_offset;
+    const KvTile tile = {planes.k + base, planes.v + base, planes.k + next, planes.v + next};
     if (begin + kKvBlockTokens <= position + 1) {
-      AttendTileUpTo<Kv, kAttendHeads>(rows * heads, tile, head_dim, kKvBlockTokens, scale, 0, queries);
+      AttendTileUpTo<KDot, VDot, kAttendHeads>(rows * heads, tile, head_dim, kKvBlockTokens, scale, 0, queries);
       continue;
     }
     // Rows that end within the tile see different numbers of its tokens.
     for (int r = 0; r < rows; ++r) {
       const int tokens = position + r - begin + 1 < kKvBlockTokens ? position + r - begin + 1 : kKvBlockTokens;
-      if (tokens > 0) AttendTileUpTo<Kv, kAttendHeads>(heads, tile, head_dim, tokens, scale, r * heads, queries);
+      if (tokens > 0)
+        AttendTileUpTo<KDot, VDot, kAttendHeads>(heads, tile, head_dim, tokens, scale, r * heads, queries);
     }
   }
   for (int r = 0; r < rows; ++r) {
@@ -232,6 +273,8 @@ inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, in
   }
 }
 
+// BDot: the tier's policy for bf16.
+template <class BDot>
 inline void Attend(const KvPlanes& planes, const int32_t* block_table, int position, int rows, int kv_head,
                    int group_size, const float* q, size_t q_stride, float scale, float* out, size_t out_stride) {
   const int rows_at_once = group_size >= kAttendHeads ? 1 : kAttendHeads / group_size;
@@ -243,11 +286,11 @@ inline void Attend(const KvPlanes& planes, const int32_t* block_table, int posit
       const float* row_q = q + static_cast<size_t>(r) * q_stride + at;
       float* row_out = out + static_cast<size_t>(r) * out_stride + at;
       if (planes.type == KvType::kBF16) {
-        AttendQueries<Bf16Kv>(planes, block_table, position + r, count, kv_head, heads, row_q, q_stride, scale, row_out,
-                              out_stride);
+        AttendQueries<WidenedBf16Dot, BDot>(planes, block_table, position + r, count, kv_head, heads, row_q, q_stride,
+                                            scale, row_out, out_stride);
       } else {
-        AttendQueries<F32Kv>(planes, block_table, position + r, count, kv_head, heads, row_q, q_stride, scale, row_out,
-                             out_stride);
+        AttendQueries<F32Dot, F32Dot>(planes, block_table, position + r, count, kv_head, heads, row_q, q_stride, scale,
+                                      row_out, out_stride);
       }
     }
   }

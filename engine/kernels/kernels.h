@@ -20,12 +20,13 @@ namespace scion::kernels {
 
 enum class Tier : uint8_t {
   kPortable,    // plain C++, any machine
+  kAvx2,        // AVX2, FMA and F16C: bf16 weights widened in registers, blocks by vpmaddubsw
   kAvx512,      // AVX-512 F/BW/VL: bf16 weights widened in registers, fp32 FMA
   kAvx512Vnni,  // and vpdpbusd on blocks of 8-bit and 4-bit codes
   kAvx512Bf16,  // and vdpbf16ps on bf16 weights and bf16 activations
 };
 
-std::string_view TierName(Tier tier);  // "portable", "avx512", "avx512vnni", "avx512bf16"
+std::string_view TierName(Tier tier);  // "portable", "avx2", "avx512", "avx512vnni", "avx512bf16"
 
 // The tiers that this machine can run, slowest first; never empty.
 std::span<const Tier> SupportedTiers();
@@ -100,6 +101,8 @@ inline constexpr int kKvBlockTokens = 32;
 // One layer's K and V in the block pool. Inside a block:
 //   k [num_kv_heads, head_dim, kKvBlockTokens]   (transposed: one query against a tile of keys is a vector operation)
 //   v [num_kv_heads, kKvBlockTokens, head_dim]
+// In bf16 the elements of two rows d, d + 1 of k lie side by side, and those of two tokens of v, as in packed weights:
+//   k [num_kv_heads, head_dim / 2, kKvBlockTokens, 2], v [num_kv_heads, kKvBlockTokens / 2, head_dim, 2]
 // Both of `type`, blocks `block_bytes` apart (num_kv_heads * head_dim * kKvBlockTokens * KvTypeBytes(type)).
 struct KvPlanes {
   std::byte* k = nullptr;
@@ -146,7 +149,8 @@ struct KernelTable {
   //   q, out: group_size * head_dim floats a row, rows q_stride and out_stride floats apart: the query heads that share
   //   kv_head; out may not alias q
   //   block_table: block ids of the sequence, at least (position + rows - 1) / kKvBlockTokens + 1
-  // Keys and values come from the cache only, those of these tokens included.
+  // Keys and values come from the cache only, those of these tokens included. A tier that multiplies bf16 by bf16 rounds
+  // the softmax's weights to bf16 where the cache is of that type.
   void (*attend)(const KvPlanes& planes, const int32_t* block_table, int position, int rows, int kv_head,
                  int group_size, const float* q, size_t q_stride, float scale, float* out, size_t out_stride);
 

@@ -71,7 +71,7 @@ struct BlockPanels {
     for (int r = 0; r < kRows; ++r) {
       const U32x16 codes = SetBits(*reinterpret_cast<const int32_t*>(BlockOf(x, x_row_bytes, r).codes + 4 * quad));
 #pragma GCC unroll 4
-      for (int l = 0; l < kLines; ++l) dots[r][l] = DotBytes(dots[r][l], w[l], codes);
+      for (int l = 0; l < kLines; ++l) dots[r][l] = AddDots<Format>(dots[r][l], w[l], codes);
     }
   }
 
@@ -85,7 +85,10 @@ struct BlockPanels {
     for (int r = 0; r < kRows; ++r) {
       const F32x16 x_scale = Set1(BlockOf(x, x_row_bytes, r).scale);
 #pragma GCC unroll 4
-      for (int l = 0; l < kLines; ++l) acc[r][l] = MulAdd(Mul(x_scale, IntToF32(dots[r][l])), w_scale[l], acc[r][l]);
+      for (int l = 0; l < kLines; ++l) {
+        const F32x16 total = IntToF32(TotalDots<Format>(dots[r][l]));
+        acc[r][l] = MulAdd(Mul(x_scale, total), w_scale[l], acc[r][l]);
+      }
     }
   }
 
@@ -119,7 +122,7 @@ struct BlockPanels {
         U32x16 dots[kRows][kLines];
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
-          const U32x16 start = SetBits(Bias(BlockOf(x, x_row_bytes, r), part));
+          const U32x16 start = StartDots<Format>(Bias(BlockOf(x, x_row_bytes, r), part));
 #pragma GCC unroll 4
           for (int l = 0; l < kLines; ++l) dots[r][l] = start;
         }

@@ -27,6 +27,11 @@ struct BlockFormat {
   static constexpr bool kHasHalves = kType == WeightType::kQ8Half;
   static constexpr bool kHalfPrecisionScale = kType == WeightType::kQ8 || kType == WeightType::kQ4;
   static constexpr int kOffset = kHasMin ? 0 : kFourBits ? 8 : 128;
+  // What the codes of the types on disk lie between; the padding of a last panel is zero.
+  static constexpr int kMinCode = kHasHalves ? 96 : 0;
+  static constexpr int kMaxCode = kFourBits ? 15 : kHasMin ? 31 : kHasHalves ? 159 : 255;
+  // How many products make one integer sum.
+  static constexpr int kDotElements = kHasHalves ? kBlockElements / 2 : kBlockElements;
   static constexpr size_t kScaleBytes =
       kHalfPrecisionScale ? kPanelWidth * sizeof(uint16_t) : 2 * kPanelWidth * sizeof(float);
   static constexpr int kSteps = kFourBits ? 4 : 8;

@@ -25,6 +25,7 @@ constexpr int kBlockTileRows = 6;
 constexpr int kBlockTileLines = 2;
 constexpr int kBlockFullWidthRows = 3;
 constexpr int kAttendHeads = 8;
+constexpr int kAttendLines = 4;
 
 SCION_KERNEL F32x16 Set1(float x) { return _mm512_set1_ps(x); }
 SCION_KERNEL F32x16 Load(const void* p) { return _mm512_loadu_ps(p); }
@@ -104,17 +105,29 @@ SCION_KERNEL F32x16 IntToF32(U32x16 a) { return _mm512_cvtepi32_ps(a); }
 SCION_KERNEL void StoreInt8(int8_t* p, F32x16 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
 }
-SCION_KERNEL U32x16 DotBytes(U32x16 acc, U32x16 w, U32x16 x) {
+template <class Format>
+SCION_KERNEL U32x16 StartDots(int32_t bias) {
+  return SetBits(bias);
+}
+template <class Format>
+SCION_KERNEL U32x16 AddDots(U32x16 sums, U32x16 w, U32x16 x) {
 #if defined(__AVX512VNNI__)
-  return _mm512_dpbusd_epi32(acc, w, x);
+  return _mm512_dpbusd_epi32(sums, w, x);
 #else
   // Even and odd bytes as 16-bit integers: no product of vpmaddwd can overflow.
   const __m512i w_even = _mm512_and_si512(w, _mm512_set1_epi32(0x00ff00ff));
   const __m512i w_odd = _mm512_srli_epi16(w, 8);
   const __m512i x_even = _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8);
   const __m512i x_odd = _mm512_srai_epi16(x, 8);
-  return _mm512_add_epi32(acc, _mm512_add_epi32(_mm512_madd_epi16(w_even, x_even), _mm512_madd_epi16(w_odd, x_odd)));
+  sums = _mm512_add_epi32(sums, _mm512_add_epi32(_mm512_madd_epi16(w_even, x_even), _mm512_madd_epi16(w_odd, x_odd)));
+  // Now, not later: a compiler that puts a block's additions off runs out of registers for the products.
+  __asm__("" : "+v"(sums));
+  return sums;
 #endif
+}
+template <class Format>
+SCION_KERNEL U32x16 TotalDots(U32x16 sums) {
+  return sums;
 }
 
 SCION_KERNEL void PrefetchToL2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

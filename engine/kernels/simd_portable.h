@@ -1,7 +1,8 @@
 // Sixteen fp32 lanes in plain C++ (vector extensions of 16 bytes, which every target has): multiply, then add.
 //
-// simd_avx512.h offers the same functions. The kernel texts (vector_math.h, matmul.h, ...) are written against them;
-// a tier's source file includes one of the two first. Everything has internal linkage: see CMakeLists.txt.
+// simd_avx2.h and simd_avx512.h offer the same functions. The kernel texts (vector_math.h, matmul.h, ...) are written
+// against them; a tier's source file includes one of the three first. Everything has internal linkage: see
+// CMakeLists.txt.
 #pragma once
 
 #include <cstddef>
@@ -39,6 +40,8 @@ constexpr int kBlockTileLines = 1;
 constexpr int kBlockFullWidthRows = 0;
 // Query heads that attention takes through a tile of keys at once.
 constexpr int kAttendHeads = 2;
+// Lines of values that are added at once, at most.
+constexpr int kAttendLines = 4;
 
 SCION_KERNEL F32x16 Set1(float x) {
   const F32x4 p = {x, x, x, x};
@@ -176,8 +179,18 @@ SCION_KERNEL F32x16 IntToF32(U32x16 a) {
 SCION_KERNEL void StoreInt8(int8_t* p, F32x16 x) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(__builtin_nearbyintf(x.part[i / 4][i % 4]));
 }
-// Per lane: acc + the sum of four products of an unsigned byte of w and a signed byte of x.
-SCION_KERNEL U32x16 DotBytes(U32x16 acc, U32x16 w, U32x16 x) {
+// The dot products of a block, Format::kDotElements products each: sum of (code_w - Format::kOffset) * code_x, exact.
+// Codes of w are unsigned bytes between Format::kMinCode and kMaxCode, codes of x signed ones between -127 and 127. A
+// tier may keep the sums in a form of its own until TotalDots makes them integers of 32 bits.
+//
+// `bias`: -Format::kOffset times the sum of the codes of x.
+template <class Format>
+SCION_KERNEL U32x16 StartDots(int32_t bias) {
+  return SetBits(bias);
+}
+// Per lane: four more products, those of the bytes of the lane.
+template <class Format>
+SCION_KERNEL U32x16 AddDots(U32x16 sums, U32x16 w, U32x16 x) {
   uint8_t u[64];
   int8_t s[64];
   std::memcpy(u, &w, 64);
@@ -185,9 +198,13 @@ SCION_KERNEL U32x16 DotBytes(U32x16 acc, U32x16 w, U32x16 x) {
   for (int i = 0; i < 16; ++i) {
     int32_t sum = 0;
     for (int j = 0; j < 4; ++j) sum += u[4 * i + j] * s[4 * i + j];
-    acc.part[i / 4][i % 4] += static_cast<uint32_t>(sum);
+    sums.part[i / 4][i % 4] += static_cast<uint32_t>(sum);
   }
-  return acc;
+  return sums;
+}
+template <class Format>
+SCION_KERNEL U32x16 TotalDots(U32x16 sums) {
+  return sums;
 }
 
 SCION_KERNEL void PrefetchToL2(const void* p) { __builtin_prefetch(p, 0, 2); }

@@ -24,7 +24,7 @@ constexpr KernelTable MakeTable(Tier tier) {
           .add_scaled = AddScaled,
           .rope = Rope,
           .write_kv = WriteKv,
-          .attend = Attend,
+          .attend = Attend<BDot>,
           .log_sum_exp = LogSumExp,
           .argmax = Argmax};
 }

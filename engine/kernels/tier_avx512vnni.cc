@@ -1,4 +1,4 @@
-// The avx512vnni tier: the text of avx512, where DotBytes is one instruction.
+// The avx512vnni tier: the text of avx512, where AddDots is one instruction.
 #include "engine/kernels/simd_avx512.h"
 //
 #include "engine/kernels/table.h"

@@ -7,6 +7,7 @@ namespace scion::kernels {
 
 extern const KernelTable kPortableTable;
 #if defined(__x86_64__)
+extern const KernelTable kAvx2Table;
 extern const KernelTable kAvx512Table;
 extern const KernelTable kAvx512VnniTable;
 extern const KernelTable kAvx512Bf16Table;

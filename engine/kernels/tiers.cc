@@ -12,14 +12,15 @@ namespace scion::kernels {
 namespace {
 
 constexpr char kTierVariable[] = "SCION_CPU_TIER";
-constexpr Tier kAllTiers[] = {Tier::kPortable, Tier::kAvx512, Tier::kAvx512Vnni, Tier::kAvx512Bf16};
+constexpr Tier kAllTiers[] = {Tier::kPortable, Tier::kAvx2, Tier::kAvx512, Tier::kAvx512Vnni, Tier::kAvx512Bf16};
 
 bool MachineHas(Tier tier) {
   if (tier == Tier::kPortable) return true;
 #if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (!avx2 || tier == Tier::kAvx2) return avx2;
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (!avx512 || tier == Tier::kAvx512) return avx512;
   return __builtin_cpu_supports("avx512vnni") && (tier == Tier::kAvx512Vnni || __builtin_cpu_supports("avx512bf16"));
 #else
@@ -52,6 +53,8 @@ std::string_view TierName(Tier tier) {
   switch (tier) {
     case Tier::kPortable:
       return "portable";
+    case Tier::kAvx2:
+      return "avx2";
     case Tier::kAvx512:
       return "avx512";
     case Tier::kAvx512Vnni:
@@ -85,6 +88,7 @@ absl::StatusOr<Tier> ChooseTier() {
 
 const KernelTable& GetKernels(Tier tier) {
 #if defined(__x86_64__)
+  if (tier == Tier::kAvx2) return kAvx2Table;
   if (tier == Tier::kAvx512) return kAvx512Table;
   if (tier == Tier::kAvx512Vnni) return kAvx512VnniTable;
   if (tier == Tier::kAvx512Bf16) return kAvx512Bf16Table;

@@ -31,6 +31,9 @@ absl::StatusOr<KvCache> KvCache::Create(std::vector<KvPlaneSpec> planes, int blo
   cache.specs_ = std::move(planes);
   cache.free_.reserve(static_cast<size_t>(num_blocks));
   for (int32_t b = num_blocks - 1; b >= 0; --b) cache.free_.push_back(b);
+  cache.holders_.resize(static_cast<size_t>(num_blocks));
+  cache.kept_.resize(static_cast<size_t>(num_blocks) + 1);
+  cache.kept_[cache.ring_end()] = {.previous = num_blocks, .next = num_blocks};
   return cache;
 }
 
@@ -41,20 +44,59 @@ KvCache::KvCache(KvCache&& other) noexcept
       num_blocks_(other.num_blocks_),
       memory_(std::move(other.memory_)),
       free_(std::move(other.free_)),
-      blocks_in_use_(other.blocks_in_use_.load()) {}
+      holders_(std::move(other.holders_)),
+      kept_(std::move(other.kept_)),
+      blocks_in_use_(other.blocks_in_use_.load()),
+      blocks_kept_(other.blocks_kept_.load()) {}
 
 std::optional<int32_t> KvCache::Allocate() {
-  if (free_.empty()) return std::nullopt;
-  const int32_t block = free_.back();
-  free_.pop_back();
+  int32_t block = 0;
+  if (!free_.empty()) {
+    block = free_.back();
+    free_.pop_back();
+  } else if (blocks_kept() > 0) {
+    block = kept_[ring_end()].next;
+    Unkeep(block);
+  } else {
+    return std::nullopt;
+  }
+  holders_[static_cast<size_t>(block)] = 1;
   blocks_in_use_.fetch_add(1, std::memory_order_relaxed);
   return block;
 }
 
-void KvCache::Free(int32_t block) {
-  assert(block >= 0 && block < num_blocks_ && free_.size() < static_cast<size_t>(num_blocks_));
-  free_.push_back(block);
+void KvCache::Share(int32_t block) {
+  if (holders_[static_cast<size_t>(block)]++ > 0) return;
+  Unkeep(block);
+  blocks_in_use_.fetch_add(1, std::memory_order_relaxed);
+}
+
+bool KvCache::Drop(int32_t block) {
+  assert(block >= 0 && block < num_blocks_ && holders_[static_cast<size_t>(block)] > 0);
+  if (--holders_[static_cast<size_t>(block)] > 0) return false;
   blocks_in_use_.fetch_sub(1, std::memory_order_relaxed);
+  return true;
+}
+
+void KvCache::Free(int32_t block) {
+  if (Drop(block)) free_.push_back(block);
+}
+
+void KvCache::FreeKeeping(int32_t block) {
+  if (!Drop(block)) return;
+  const auto end = static_cast<int32_t>(ring_end());
+  const int32_t last = kept_[ring_end()].previous;
+  kept_[static_cast<size_t>(block)] = {.previous = last, .next = end};
+  kept_[static_cast<size_t>(last)].next = block;
+  kept_[ring_end()].previous = block;
+  blocks_kept_.fetch_add(1, std::memory_order_relaxed);
+}
+
+void KvCache::Unkeep(int32_t block) {
+  const Link link = kept_[static_cast<size_t>(block)];
+  kept_[static_cast<size_t>(link.previous)].next = link.next;
+  kept_[static_cast<size_t>(link.next)].previous = link.previous;
+  blocks_kept_.fetch_sub(1, std::memory_order_relaxed);
 }
 
 }  // namespace scion

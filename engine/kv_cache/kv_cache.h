@@ -1,7 +1,9 @@
 // Memory for what a sequence leaves behind as it is computed: a pool of blocks of a fixed number of tokens. What lies
 // in a block is the model's business: it asks for named planes (say "3.k", "3.v" for layer 3) with so many bytes per
 // token, and gets one contiguous array of blocks per plane. A sequence owns a list of block ids, the same in every
-// plane.
+// plane. Several sequences may share a block whose content no longer changes.
+//
+// A block is in use (somebody holds it), kept (nobody does, but its content may be wanted again), or free.
 //
 // Owned by the engine thread; the counters may be read from any thread.
 #pragma once
@@ -30,9 +32,15 @@ class KvCache {
 
   KvCache(KvCache&& other) noexcept;
 
-  // Any free block, or nothing when all are in use. Never allocates memory.
+  // A block with one holder, or nothing when all are in use: a free one if there is one, else of those that are kept
+  // the one that has been so for longest, whose content is lost. None of these calls allocates memory.
   std::optional<int32_t> Allocate();
+  // One holder more of a block that is in use or kept.
+  void Share(int32_t block);
+  // One holder less; after the last, the block is free.
   void Free(int32_t block);
+  // The same; after the last, the block is kept.
+  void FreeKeeping(int32_t block);
 
   int num_planes() const { return static_cast<int>(specs_.size()); }
   const KvPlaneSpec& plane_spec(int plane) const { return specs_[static_cast<size_t>(plane)]; }
@@ -43,10 +51,21 @@ class KvCache {
   int block_tokens() const { return block_tokens_; }
   int num_blocks() const { return num_blocks_; }
   int blocks_in_use() const { return blocks_in_use_.load(std::memory_order_relaxed); }
+  int blocks_kept() const { return blocks_kept_.load(std::memory_order_relaxed); }
   int blocks_for(int tokens) const { return (tokens + block_tokens_ - 1) / block_tokens_; }
 
  private:
+  // Neighbours in the ring of kept blocks, whose first is the successor of the ring's end: the entry past all blocks.
+  struct Link {
+    int32_t previous;
+    int32_t next;
+  };
+
   KvCache() = default;
+  size_t ring_end() const { return static_cast<size_t>(num_blocks_); }
+  // One holder less; true if it was the last.
+  bool Drop(int32_t block);
+  void Unkeep(int32_t block);
 
   std::vector<KvPlaneSpec> specs_;
   std::vector<size_t> plane_offsets_;
@@ -54,7 +73,10 @@ class KvCache {
   int num_blocks_ = 0;
   AlignedBuffer memory_;
   std::vector<int32_t> free_;
+  std::vector<int32_t> holders_;  // of each block
+  std::vector<Link> kept_;        // in the order in which they came to be kept
   std::atomic<int> blocks_in_use_{0};
+  std::atomic<int> blocks_kept_{0};
 };
 
 }  // namespace scion

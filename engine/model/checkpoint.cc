@@ -52,6 +52,9 @@ absl::Status Checkpoint::OpenDirectory(const std::filesystem::path& root) {
       }
     }
     SCION_ASSIGN_OR_RETURN(std::vector<TensorInfo> tensors, ReadSafetensorsHeader(file, name.path));
+    if (spec_.quantization.has_value()) {
+      SCION_RETURN_IF_ERROR(SetBlockTypes(*spec_.quantization, name.path, tensors));
+    }
     files_.push_back({std::move(name.path), name.domain, name.generation, std::move(file)});
     SCION_RETURN_IF_ERROR(AddTensors(std::move(tensors)));
   }
@@ -61,6 +64,12 @@ absl::Status Checkpoint::OpenDirectory(const std::filesystem::path& root) {
       return absl::DataLossError(
           absl::StrCat(path, ": tensor ", Quoted(tensor), " is not there, but ", ToAbsl(kIndexFileName), " says so"));
     }
+  }
+  if (!spec_.quantization.has_value()) return absl::OkStatus();
+  for (const auto& [tensor, type] : spec_.quantization->tensors) {
+    if (Find(tensor).ok()) continue;
+    return absl::DataLossError(absl::StrCat("config.json: 'quantization_config' gives tensor ", Quoted(tensor),
+                                            " the type ", ToAbsl(DTypeName(type)), ", but no file has it"));
   }
   return absl::OkStatus();
 }
@@ -155,14 +164,29 @@ std::string ExpertTensorName(int layer, std::string_view domain, int expert, std
                       ToAbsl(projection), "_proj.weight");
 }
 
-std::string GateTensorName(int layer) { return TrunkTensorName(layer, "mlp.gate.weight"); }
+std::string GateTensorName(const ModelSpec& spec, int layer) {
+  const bool is_mlp = spec.expert_names == ExpertNames::kMlp;
+  return TrunkTensorName(layer, is_mlp ? "mlp.gate.weight" : "block_sparse_moe.gate.weight");
+}
 
-std::string GateRoutedExpertTensorName(int layer, int expert, std::string_view projection) {
-  return absl::StrCat("model.layers.", layer, ".mlp.experts.", expert, ".", ToAbsl(projection), "_proj.weight");
+std::string GateRoutedExpertTensorName(const ModelSpec& spec, int layer, int expert, std::string_view projection) {
+  if (spec.expert_names == ExpertNames::kMlp) {
+    return absl::StrCat("model.layers.", layer, ".mlp.experts.", expert, ".", ToAbsl(projection), "_proj.weight");
+  }
+  const absl::string_view matrix = projection == "gate" ? "w1" : projection == "up" ? "w3" : "w2";
+  return absl::StrCat("model.layers.", layer, ".block_sparse_moe.experts.", expert, ".", matrix, ".weight");
 }
 
 std::string RouteTensorName(int layer, std::string_view domain) {
   return absl::StrCat("model.layers.", layer, ".mlp.domains.", ToAbsl(domain), ".route");
+}
+
+std::optional<std::string_view> DomainOfTensor(std::string_view name) {
+  constexpr std::string_view kMarker = ".mlp.domains.";
+  const size_t marker = name.find(kMarker);
+  if (marker == name.npos) return std::nullopt;
+  const std::string_view rest = name.substr(marker + kMarker.size());
+  return rest.substr(0, rest.find('.'));
 }
 
 std::string RouteWeightTensorName(int layer, std::string_view domain) {

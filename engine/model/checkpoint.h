@@ -34,16 +34,17 @@ struct CheckpointFile {
 
 class Checkpoint {
  public:
-  // Opens and checks a Scion or plain Hugging Face (Llama) directory: config.json, the lock if there is one (it decides
-  // which files are meant), else the index, else trunk.safetensors (or model.safetensors) and one
-  // domains/{name}.safetensors for each domain; then every tensor that the spec asks for: present, in the right file,
-  // of the right shape and dtype. Every entry of the route tables is read and checked against the group's number of
-  // experts. Tensors that the spec does not ask for are ignored in the trunk and refused in a domain.
-  // A GGUF file, or a link to one: one file that belongs to the trunk, whose metadata are spec and vocabulary; tensors
-  // have the names of a directory's, a gate-routed expert is one by itself; one that the spec does not ask for is
-  // refused. Needs no more memory than the files' size plus 128 MiB, whatever they claim. NotFound: no such directory
-  // or file. PermissionDenied: a file that may not be read. InvalidArgument: a config that makes no sense, a path that
-  // leads outside, something that is neither a directory nor, in its place, a regular file. DataLoss: a damaged file.
+  // Opens and checks a Scion or ordinary Hugging Face directory (Llama, Qwen3-MoE, Mixtral): config.json, the lock if
+  // there is one (it decides which files are meant), else the index, else trunk.safetensors (or model.safetensors) and
+  // one domains/{name}.safetensors for each domain; then every tensor that the spec asks for: present, in the right
+  // file, of the right shape and dtype, blocks of quantised weights having the shape of what they stand for. Every
+  // entry of the route tables is read and checked against the group's number of experts. Tensors that the spec does not
+  // ask for are ignored in the trunk and refused in a domain, and in a Qwen3-MoE or Mixtral directory. A GGUF file, or
+  // a link to one: one file that belongs to the trunk, whose metadata are spec and vocabulary; tensors have the names
+  // of a directory's, a gate-routed expert is one by itself; one that the spec does not ask for is refused. Needs no
+  // more memory than the files' size plus 128 MiB, whatever they claim. NotFound: no such directory or file.
+  // PermissionDenied: a file that may not be read. InvalidArgument: a config that makes no sense, a path that leads
+  // outside, something that is neither a directory nor, in its place, a regular file. DataLoss: a damaged file.
   // Unimplemented: a model that this build can't run. ResourceExhausted: more text or tensors than the limits allow.
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::filesystem::path& path);
 
@@ -93,9 +94,12 @@ class Checkpoint {
 std::string TrunkTensorName(int layer, std::string_view rest);  // "model.layers.{l}.{rest}"
 // projection: "gate", "up" or "down"
 std::string ExpertTensorName(int layer, std::string_view domain, int expert, std::string_view projection);
-std::string GateTensorName(int layer);  // [experts, hidden_size]
-std::string GateRoutedExpertTensorName(int layer, int expert, std::string_view projection);
+// Of gate-routed layers, as the spec's expert_names have them. The gate is [experts, hidden_size].
+std::string GateTensorName(const ModelSpec& spec, int layer);
+std::string GateRoutedExpertTensorName(const ModelSpec& spec, int layer, int expert, std::string_view projection);
 std::string RouteTensorName(int layer, std::string_view domain);
+// The domain that a name claims: "model.layers.3.mlp.domains.code.route" -> "code"; nothing for the trunk's.
+std::optional<std::string_view> DomainOfTensor(std::string_view name);
 std::string RouteWeightTensorName(int layer, std::string_view domain);
 
 }  // namespace scion

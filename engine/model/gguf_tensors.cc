@@ -84,7 +84,7 @@ class Namer {
       const std::optional<int> expert = TakeNumber(end);
       if (!expert.has_value() || end != "weight") return Unknown(tensor);
       if (*expert >= NumExperts()) return Damaged(tensor, absl::StrCat("the model has ", NumExperts(), " experts"));
-      return Push(std::move(tensor), GateRoutedExpertTensorName(*layer, *expert, projection));
+      return Push(std::move(tensor), GateRoutedExpertTensorName(spec_, *layer, *expert, projection));
     }
     return Unknown(tensor);
   }
@@ -129,7 +129,7 @@ class Namer {
                         .file = tensor.file,
                         .offset = tensor.offset + static_cast<uint64_t>(e) * bytes,
                         .bytes = bytes};
-      SCION_RETURN_IF_ERROR(Push(std::move(expert), GateRoutedExpertTensorName(layer, e, projection)));
+      SCION_RETURN_IF_ERROR(Push(std::move(expert), GateRoutedExpertTensorName(spec_, layer, e, projection)));
     }
     return absl::OkStatus();
   }

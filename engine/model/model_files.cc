@@ -97,7 +97,7 @@ absl::Status NoFileForDomain(std::string_view source, std::string_view domain) {
 }
 
 absl::StatusOr<std::vector<DataFileName>> FilesOfLock(const LockFile& lock, const ModelSpec& spec) {
-  const bool has_domains = !spec.SparseLayers().empty();
+  const bool has_domains = spec.HasDomainFiles();
   std::set<std::string_view> owned;
   std::vector<DataFileName> domains;
   for (size_t d = 0; has_domains && d < spec.domains.size(); ++d) {
@@ -124,7 +124,7 @@ absl::StatusOr<std::vector<DataFileName>> FilesOfLock(const LockFile& lock, cons
 // Sorts plain paths into trunk and domains, by their names. `source` says where the paths are from.
 absl::StatusOr<std::vector<DataFileName>> FilesOfPaths(const std::set<std::string>& paths, const ModelSpec& spec,
                                                        std::string_view source) {
-  const bool has_domains = !spec.SparseLayers().empty();
+  const bool has_domains = spec.HasDomainFiles();
   std::vector<DataFileName> files;
   std::vector<std::optional<DataFileName>> domains(has_domains ? spec.domains.size() : 0);
   for (const std::string& path : paths) {
@@ -157,7 +157,7 @@ absl::StatusOr<std::vector<DataFileName>> FilesOfPaths(const std::set<std::strin
 // Without lock and index: trunk.safetensors or model.safetensors, and whatever lies in domains/.
 absl::StatusOr<std::vector<DataFileName>> FilesOfDirectory(const fs::path& root, const ModelSpec& spec) {
   std::set<std::string> paths = {Exists(root, "trunk.safetensors") ? "trunk.safetensors" : "model.safetensors"};
-  if (!spec.SparseLayers().empty()) {
+  if (spec.HasDomainFiles()) {
     std::error_code error;
     fs::directory_iterator entries(root / "domains", error);
     if (error) return ErrnoStatus(error.value(), "list", "domains");

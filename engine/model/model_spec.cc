@@ -8,6 +8,8 @@
 #include "absl/container/flat_hash_set.h"
 #include "engine/base/json.h"
 #include "engine/base/status.h"
+#include "engine/model/config_value.h"
+#include "engine/model/gate_config.h"
 
 namespace scion {
 namespace {
@@ -15,51 +17,29 @@ namespace {
 absl::Status Invalid(std::string message) { return absl::InvalidArgumentError(message); }
 absl::Status Unsupported(std::string message) { return absl::UnimplementedError(message); }
 
-// A feature that is off when absent, null or false.
-absl::Status RefuseFeature(const Json& config, std::string_view key) {
-  const Json* value = FindMember(config, key);
-  if (value == nullptr || (value->is_boolean() && !value->get<bool>())) return absl::OkStatus();
-  return Unsupported(absl::StrCat(Quoted(key), " is set, which this engine does not support"));
-}
-
-// A choice of which this engine has one, the default.
-absl::Status AllowOnly(const Json& object, std::string_view key, std::string_view supported) {
-  const Json* value = FindMember(object, key);
-  if (value == nullptr || (value->is_string() && value->get_ref<const std::string&>() == supported)) {
-    return absl::OkStatus();
-  }
-  if (!value->is_string()) return Invalid(absl::StrCat(Quoted(key), " must be a string"));
-  return Unsupported(absl::StrCat(Quoted(key), " is ", Quoted(value->get_ref<const std::string&>()), "; only ",
-                                  Quoted(supported), " is supported"));
-}
-
-absl::StatusOr<int> GetSize(const Json& config, std::string_view key, int max) {
-  SCION_ASSIGN_OR_RETURN(const int64_t value, GetInt(config, key, 1, max));
-  return static_cast<int>(value);
-}
-
-absl::StatusOr<int> GetSizeOr(const Json& config, std::string_view key, int max, int otherwise) {
-  SCION_ASSIGN_OR_RETURN(const std::optional<int64_t> value, GetOptionalInt(config, key, 1, max));
-  return static_cast<int>(value.value_or(otherwise));
-}
+struct ModelType {
+  std::string_view name, architecture;
+};
+constexpr ModelType kModelTypes[] = {{"scion", "ScionForCausalLM"},
+                                     {"llama", "LlamaForCausalLM"},
+                                     {"qwen3_moe", "Qwen3MoeForCausalLM"},
+                                     {"mixtral", "MixtralForCausalLM"}};
 
 absl::StatusOr<std::string> ParseModelType(const Json& config) {
   SCION_ASSIGN_OR_RETURN(std::string model_type, GetString(config, "model_type"));
-  std::string_view architecture;
-  if (model_type == "scion") {
-    architecture = "ScionForCausalLM";
-  } else if (model_type == "llama") {
-    architecture = "LlamaForCausalLM";
-  } else {
-    return Unsupported(absl::StrCat("'model_type' is ", Quoted(model_type), "; this build knows 'scion' and 'llama'"));
+  const auto type = std::ranges::find(kModelTypes, model_type, &ModelType::name);
+  if (type == std::end(kModelTypes)) {
+    std::string known;
+    for (const ModelType& t : kModelTypes) absl::StrAppend(&known, known.empty() ? "" : ", ", Quoted(t.name));
+    return Unsupported(absl::StrCat("'model_type' is ", Quoted(model_type), "; this build knows ", known));
   }
   if (FindMember(config, "architectures") != nullptr) {
     SCION_ASSIGN_OR_RETURN(const Json* list, GetArray(config, "architectures"));
     const bool found = std::any_of(list->begin(), list->end(), [&](const Json& name) {
-      return name.is_string() && name.get_ref<const std::string&>() == architecture;
+      return name.is_string() && name.get_ref<const std::string&>() == type->architecture;
     });
     if (!found) {
-      return Unsupported(absl::StrCat("'architectures' does not contain ", Quoted(architecture),
+      return Unsupported(absl::StrCat("'architectures' does not contain ", Quoted(type->architecture),
                                       ", which 'model_type' ", Quoted(model_type), " needs"));
     }
   }
@@ -80,7 +60,7 @@ absl::Status RefuseRopeScaling(const Json& config, std::string_view key) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<float> ParseRopeTheta(const Json& config) {
+absl::StatusOr<float> ParseRopeTheta(const Json& config, double otherwise) {
   SCION_RETURN_IF_ERROR(RefuseRopeScaling(config, "rope_scaling"));
   SCION_RETURN_IF_ERROR(RefuseRopeScaling(config, "rope_parameters"));
   SCION_ASSIGN_OR_RETURN(const std::optional<double> theta, GetOptionalNumber(config, "rope_theta"));
@@ -91,7 +71,7 @@ absl::StatusOr<float> ParseRopeTheta(const Json& config) {
   if (theta.has_value() && nested.has_value() && *theta != *nested) {
     return Invalid(absl::StrCat("'rope_theta' is ", *theta, ", but 'rope_parameters' says ", *nested));
   }
-  const double value = theta.value_or(nested.value_or(10000.0));
+  const double value = theta.value_or(nested.value_or(otherwise));
   if (!(value >= 1.0 && value <= 1e12)) return Invalid(absl::StrCat("'rope_theta' is ", value, ", outside [1, 1e12]"));
   return static_cast<float>(value);
 }
@@ -109,7 +89,7 @@ absl::StatusOr<DType> ParseModelDType(const Json& config) {
   return Unsupported(absl::StrCat("'dtype' is ", Quoted(name), "; bfloat16, float16 and float32 are supported"));
 }
 
-absl::StatusOr<AttentionSpec> ParseAttention(const Json& config, int hidden_size) {
+absl::StatusOr<AttentionSpec> ParseAttention(const Json& config, std::string_view model_type, int hidden_size) {
   AttentionSpec attention;
   SCION_ASSIGN_OR_RETURN(attention.num_heads, GetSize(config, "num_attention_heads", kMaxHiddenSize));
   SCION_ASSIGN_OR_RETURN(attention.num_kv_heads,
@@ -132,7 +112,7 @@ absl::StatusOr<AttentionSpec> ParseAttention(const Json& config, int hidden_size
     return Invalid(absl::StrCat("'num_attention_heads' ", attention.num_heads, " times 'head_dim' ", attention.head_dim,
                                 " is more than ", kMaxHiddenSize));
   }
-  SCION_ASSIGN_OR_RETURN(attention.rope_theta, ParseRopeTheta(config));
+  SCION_ASSIGN_OR_RETURN(attention.rope_theta, ParseRopeTheta(config, model_type == "mixtral" ? 1e6 : 1e4));
   return attention;
 }
 
@@ -180,7 +160,11 @@ absl::StatusOr<std::vector<DomainSpec>> ParseDomains(const Json& config) {
 
 absl::Status ParseLayers(const Json& config, ModelSpec& spec) {
   SCION_ASSIGN_OR_RETURN(const int num_layers, GetSize(config, "num_hidden_layers", kMaxLayers));
-  SCION_ASSIGN_OR_RETURN(const AttentionSpec attention, ParseAttention(config, spec.hidden_size));
+  SCION_ASSIGN_OR_RETURN(const AttentionSpec attention, ParseAttention(config, spec.model_type, spec.hidden_size));
+  if (IsGateRouted(spec.model_type)) {
+    spec.layers.assign(static_cast<size_t>(num_layers), LayerSpec{attention, FfnSpec{}});
+    return ParseGateRouted(config, spec);
+  }
   std::vector<int> sparse_layers;
   if (spec.model_type == "scion") {
     SCION_ASSIGN_OR_RETURN(sparse_layers, ParseSparseLayers(config, num_layers));
@@ -236,9 +220,8 @@ absl::StatusOr<ModelSpec> ParseConfig(const Json& config) {
   if (!config.is_object()) return Invalid("must be an object");
   ModelSpec spec;
   SCION_ASSIGN_OR_RETURN(spec.model_type, ParseModelType(config));
-  for (std::string_view key : {"quantization_config", "attention_bias", "mlp_bias", "sliding_window"}) {
-    SCION_RETURN_IF_ERROR(RefuseFeature(config, key));
-  }
+  for (std::string_view key : {"attention_bias", "mlp_bias"}) SCION_RETURN_IF_ERROR(RefuseFeature(config, key));
+  SCION_RETURN_IF_ERROR(RefuseSlidingWindow(config, spec.model_type));
   SCION_RETURN_IF_ERROR(AllowOnly(config, "hidden_act", "silu"));
   SCION_ASSIGN_OR_RETURN(spec.vocab_size, GetSize(config, "vocab_size", kMaxVocabSize));
   SCION_ASSIGN_OR_RETURN(spec.hidden_size, GetSize(config, "hidden_size", kMaxHiddenSize));
@@ -251,6 +234,11 @@ absl::StatusOr<ModelSpec> ParseConfig(const Json& config) {
   SCION_ASSIGN_OR_RETURN(spec.dtype, ParseModelDType(config));
   SCION_RETURN_IF_ERROR(ParseLayers(config, spec));
   SCION_RETURN_IF_ERROR(ParseSpecialTokens(config, spec));
+  if (const Json* quantization = FindMember(config, "quantization_config")) {
+    absl::StatusOr<QuantizationSpec> parsed = ParseQuantization(*quantization);
+    if (!parsed.ok()) return Annotate(parsed.status(), "'quantization_config'");
+    spec.quantization = *std::move(parsed);
+  }
   return spec;
 }
 
@@ -283,6 +271,10 @@ std::vector<int> ModelSpec::SparseLayers() const {
     if (layers[l].ffn.router != RouterKind::kNone) sparse_layers.push_back(static_cast<int>(l));
   }
   return sparse_layers;
+}
+
+bool ModelSpec::HasDomainFiles() const {
+  return std::ranges::any_of(layers, [](const LayerSpec& layer) { return layer.ffn.router == RouterKind::kTable; });
 }
 
 bool IsValidDomainName(std::string_view name) {

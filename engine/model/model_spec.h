@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/base/dtype.h"
+#include "engine/model/quantization_spec.h"
 
 namespace scion {
 
@@ -55,8 +56,14 @@ struct DomainSpec {
   int num_experts = 0;  // per sparse layer
 };
 
+// What a checkpoint calls the tensors of a gate-routed layer.
+enum class ExpertNames : uint8_t {
+  kMlp,          // "mlp.gate.weight", "mlp.experts.{e}.{gate,up,down}_proj.weight", as Qwen3-MoE
+  kBlockSparse,  // "block_sparse_moe.gate.weight", "block_sparse_moe.experts.{e}.{w1,w3,w2}.weight", as Mixtral
+};
+
 struct ModelSpec {
-  std::string model_type;  // "scion", "llama" or "qwen3_moe"
+  std::string model_type;  // "scion", "llama", "qwen3_moe" or "mixtral"
   int vocab_size = 0;
   int hidden_size = 0;
   int max_position_embeddings = 0;
@@ -70,10 +77,14 @@ struct ModelSpec {
   std::optional<int> bos_token_id;  // config.json's, overridden by generation_config.json's
   std::vector<int> eos_token_ids;   // likewise
   DType dtype = DType::kBF16;
+  ExpertNames expert_names = ExpertNames::kMlp;
+  std::optional<QuantizationSpec> quantization;  // of a directory; nothing if no tensor is of blocks
 
   // Index into domains.
   std::optional<int> FindDomain(std::string_view name) const;
   std::vector<int> SparseLayers() const;
+  // Whether the experts of every domain lie in a file of their own: routed by tables, as in Scion's directories.
+  bool HasDomainFiles() const;
 };
 
 // config_json: the text of config.json; generation_config_json: of generation_config.json, or empty. Errors are

@@ -11,18 +11,10 @@
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_join.h"
 #include "engine/base/status.h"
+#include "engine/model/gate_config.h"
 
 namespace scion {
 namespace {
-
-// The domain that a tensor's name claims: "model.layers.3.mlp.domains.code.route" -> "code".
-std::optional<std::string_view> ClaimedDomain(std::string_view name) {
-  constexpr std::string_view kMarker = ".mlp.domains.";
-  const size_t marker = name.find(kMarker);
-  if (marker == name.npos) return std::nullopt;
-  const std::string_view rest = name.substr(marker + kMarker.size());
-  return rest.substr(0, rest.find('.'));
-}
 
 std::string ShapeText(const std::vector<int64_t>& shape) { return absl::StrCat("[", absl::StrJoin(shape, ", "), "]"); }
 
@@ -66,7 +58,7 @@ class TensorChecker {
     if (spec_.model_type != "scion") return absl::OkStatus();
     for (const TensorInfo& tensor : checkpoint_.tensors()) {
       const std::optional<int> owner = checkpoint_.files()[static_cast<size_t>(tensor.file)].domain;
-      const std::optional<std::string_view> claimed = ClaimedDomain(tensor.name);
+      const std::optional<std::string_view> claimed = DomainOfTensor(tensor.name);
       if (!claimed.has_value()) {
         if (!owner.has_value()) continue;
         return Error(tensor, absl::StrCat("belongs to the trunk, but lies in the file of domain ",
@@ -159,9 +151,11 @@ class TensorChecker {
 
   absl::Status CheckGateRouted(int layer) {
     const int num_experts = spec_.domains[0].num_experts;
-    SCION_RETURN_IF_ERROR(RequireFloats(GateTensorName(layer), {num_experts, spec_.hidden_size}, std::nullopt));
+    SCION_RETURN_IF_ERROR(RequireFloats(GateTensorName(spec_, layer), {num_experts, spec_.hidden_size}, std::nullopt));
     for (int e = 0; e < num_experts; ++e) {
-      const auto name = [&](std::string_view projection) { return GateRoutedExpertTensorName(layer, e, projection); };
+      const auto name = [&](std::string_view projection) {
+        return GateRoutedExpertTensorName(spec_, layer, e, projection);
+      };
       SCION_RETURN_IF_ERROR(
           CheckFfn(name, spec_.layers[static_cast<size_t>(layer)].ffn.intermediate_size, std::nullopt));
     }
@@ -209,16 +203,26 @@ class TensorChecker {
     return absl::OkStatus();
   }
 
+  // Whether a trunk holds what the model needs and nothing else, so that whatever else is there (a shared expert, a
+  // bias) would change what it computes.
+  bool RefusesUnused(const TensorInfo& tensor) const {
+    if (checkpoint_.is_gguf()) return true;
+    if (!IsGateRouted(spec_.model_type)) return false;
+    // What follows from the config, and a second copy of a tied embedding, change nothing.
+    return !tensor.name.ends_with(".rotary_emb.inv_freq") &&
+           !(spec_.tie_word_embeddings && tensor.name == "lm_head.weight");
+  }
+
   absl::Status RefuseUnusedTensors() const {
     for (size_t t = 0; t < used_.size(); ++t) {
       const TensorInfo& tensor = checkpoint_.tensors()[t];
-      // A GGUF file holds what the model needs: whatever else is there would change what it computes.
-      if (!used_[t] && checkpoint_.is_gguf()) {
-        return absl::UnimplementedError(absl::StrCat(FileOf(tensor), ": tensor ", Quoted(tensor.name),
-                                                     ": a model of type ", Quoted(spec_.model_type),
-                                                     " as the metadata describe it has no use for it"));
+      if (used_[t]) continue;
+      if (RefusesUnused(tensor)) {
+        return absl::UnimplementedError(absl::StrCat(
+            FileOf(tensor), ": tensor ", Quoted(tensor.name), ": a model of type ", Quoted(spec_.model_type), " as ",
+            ToAbsl(spec_source_), " describe", checkpoint_.is_gguf() ? "" : "s", " it has no use for it"));
       }
-      if (!used_[t] && checkpoint_.files()[static_cast<size_t>(tensor.file)].domain.has_value()) {
+      if (checkpoint_.files()[static_cast<size_t>(tensor.file)].domain.has_value()) {
         return Error(tensor, "config.json does not ask for it");
       }
     }

@@ -7,9 +7,9 @@
 namespace scion {
 
 // Every tensor of the spec is present, in a file of the trunk or of its domain, of the right shape and dtype; no
-// domain's tensor lies in another's file; no domain, and no GGUF file, has a tensor that the spec does not ask for;
-// every entry of the route tables is an expert of its group. Norms and gates are floats, matrices floats or blocks.
-// Reads the route tables, in pieces. DataLoss names file and tensor.
+// domain's tensor lies in another's file; no domain, GGUF file or gate-routed model has a tensor that the spec does not
+// ask for; every entry of the route tables is an expert of its group. Norms and gates are floats, matrices floats or
+// blocks. Reads the route tables, in pieces. DataLoss names file and tensor.
 absl::Status CheckTensors(const Checkpoint& checkpoint);
 
 }  // namespace scion

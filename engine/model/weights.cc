@@ -45,7 +45,7 @@ absl::Status PlanTrunk(const ModelSpec& spec, PackPlan& plan, Weights& weights) 
       case RouterKind::kTable:
         break;
       case RouterKind::kGate:
-        SCION_RETURN_IF_ERROR(plan.Add(GateTensorName(layer), WeightMode::kF32, &w.gate));
+        SCION_RETURN_IF_ERROR(plan.Add(GateTensorName(spec, layer), WeightMode::kF32, &w.gate));
         break;
     }
   }
@@ -66,7 +66,7 @@ absl::Status PlanDomain(const ModelSpec& spec, int domain, PackPlan& plan, Weigh
       FfnWeights& f = weights.layers[static_cast<size_t>(layer)].ffn[static_cast<size_t>(first + e)];
       SCION_RETURN_IF_ERROR(PlanFfn(
           [&](std::string_view p) {
-            return gated ? GateRoutedExpertTensorName(layer, e, p) : ExpertTensorName(layer, d.name, e, p);
+            return gated ? GateRoutedExpertTensorName(spec, layer, e, p) : ExpertTensorName(layer, d.name, e, p);
           },
           plan, f));
     }

@@ -1,107 +1,166 @@
 #include "engine/scheduler/scheduler.h"
 
 #include <algorithm>
-#include <optional>
 
 namespace scion {
+namespace {
 
-Scheduler::Scheduler(const SchedulerLimits& limits, KvCache& cache) : limits_(limits), cache_(cache) {
+void InsertByAdmission(std::vector<Sequence*>& list, Sequence* sequence) {
+  list.insert(std::upper_bound(list.begin(), list.end(), sequence,
+                               [](const Sequence* a, const Sequence* b) { return a->admission < b->admission; }),
+              sequence);
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerLimits& limits, int num_domains, KvCache& cache, PrefixCache* prefixes)
+    : limits_(limits), blocks_(cache, prefixes), domains_(num_domains) {
   running_.reserve(static_cast<size_t>(limits.max_running));
-  waiting_.reserve(static_cast<size_t>(limits.max_running + limits.max_waiting));
+  preempted_.reserve(static_cast<size_t>(limits.max_running));
   step_.reserve(static_cast<size_t>(limits.max_running));
 }
 
-void Scheduler::Add(Sequence* sequence) {
-  sequence->arrival = next_arrival_++;
-  waiting_.push_back(sequence);
+void Scheduler::Add(Sequence* s) {
+  s->state = Sequence::State::kWaiting;
+  domains_.Of(*s).waiting.PushBack(s);
+  ++num_waiting_;
 }
 
-void Scheduler::Remove(Sequence* sequence) {
-  std::erase(sequence->running ? running_ : waiting_, sequence);
-  FreeBlocks(sequence);
+void Scheduler::Remove(Sequence* s) {
+  switch (s->state) {
+    case Sequence::State::kWaiting:
+      domains_.Of(*s).waiting.Remove(s);
+      --num_waiting_;
+      break;
+    case Sequence::State::kRunning:
+      std::erase(running_, s);
+      break;
+    case Sequence::State::kPreempted:
+      std::erase(preempted_, s);
+      break;
+  }
+  blocks_.Release(s);
 }
 
-void Scheduler::FreeBlocks(Sequence* sequence) {
-  for (int32_t block : sequence->blocks) cache_.Free(block);
-  sequence->blocks.clear();
-  sequence->num_computed = 0;
-}
-
-void Scheduler::Preempt(Sequence* sequence) {
-  FreeBlocks(sequence);
-  std::erase(running_, sequence);
-  sequence->running = false;
-  waiting_.insert(std::upper_bound(waiting_.begin(), waiting_.end(), sequence,
-                                   [](const Sequence* a, const Sequence* b) { return a->arrival < b->arrival; }),
-                  sequence);
+void Scheduler::Preempt(Sequence* s) {
+  blocks_.Release(s);
+  std::erase(running_, s);
+  s->state = Sequence::State::kPreempted;
+  InsertByAdmission(preempted_, s);
   ++preemptions_;
 }
 
-bool Scheduler::Reserve(Sequence* sequence, int num_tokens, bool may_preempt) {
-  const size_t wanted = static_cast<size_t>(cache_.blocks_for(num_tokens));
-  while (sequence->blocks.size() < wanted) {
-    if (std::optional<int32_t> block = cache_.Allocate()) {
-      sequence->blocks.push_back(*block);
-      continue;
-    }
-    if (!may_preempt) return false;
-    // The last to arrive gives way, unless it has been scheduled in this very step: then its rows are needed.
-    Sequence* last = running_.back();
-    const bool in_step =
-        std::any_of(step_.begin(), step_.end(), [last](const ScheduledChunk& chunk) { return chunk.sequence == last; });
-    if (last == sequence || in_step) return false;
-    Preempt(last);
-  }
-  return true;
-}
-
-void Scheduler::Schedule(Sequence* sequence, int num_tokens) {
-  step_.push_back({.sequence = sequence,
-                   .row_begin = step_rows_,
-                   .num_tokens = num_tokens,
-                   .completes = sequence->num_computed + num_tokens == static_cast<int>(sequence->tokens.size())});
+void Scheduler::Enter(Sequence* s, int num_tokens) {
+  step_.push_back({.sequence = s, .row_begin = 0, .num_tokens = num_tokens, .completes = false});
   step_rows_ += num_tokens;
 }
 
-std::span<const ScheduledChunk> Scheduler::Schedule() {
+void Scheduler::ScheduleDecodes() {
+  // First admitted first: preemption only ever shortens the part of the list that is still to come.
+  for (size_t i = 0; i < running_.size() && step_rows_ < limits_.max_step_tokens; ++i) {
+    Sequence* s = running_[i];
+    if (s->num_left() != 1) continue;
+    bool has_room = blocks_.Reserve(s, static_cast<int>(s->tokens.size()));
+    while (!has_room && running_.back() != s) {
+      Preempt(running_.back());
+      has_room = blocks_.Reserve(s, static_cast<int>(s->tokens.size()));
+    }
+    if (has_room) Enter(s, 1);
+  }
+}
+
+Sequence* Scheduler::Newcomer(const DomainQueues::Domain& domain) {
+  if (preempted_.empty()) return domain.waiting.front();
+  return &domain == &domains_.Of(*preempted_.front()) ? preempted_.front() : nullptr;
+}
+
+void Scheduler::Reuse(Sequence* s) {
+  const int reused = blocks_.Reuse(s);
+  prefix_hit_tokens_ += static_cast<uint64_t>(reused);
+  prefix_miss_tokens_ -= static_cast<uint64_t>(reused);
+}
+
+bool Scheduler::LetIn(Sequence* s) {
+  const int reused = blocks_.Reuse(s);
+  if (!blocks_.Reserve(s, static_cast<int>(s->tokens.size()))) {
+    blocks_.Release(s);
+    return false;
+  }
+  if (s->state == Sequence::State::kPreempted) {
+    preempted_.erase(preempted_.begin());
+  } else {
+    domains_.Of(*s).waiting.Remove(s);
+    --num_waiting_;
+    s->admission = next_admission_++;
+  }
+  s->state = Sequence::State::kRunning;
+  InsertByAdmission(running_, s);
+  prefix_hit_tokens_ += static_cast<uint64_t>(reused);
+  prefix_miss_tokens_ += static_cast<uint64_t>(s->num_left());
+  return true;
+}
+
+void Scheduler::SchedulePrefills(int budget, bool may_let_in) {
+  for (Sequence* s : running_) {
+    if (s->num_left() > 1) domains_.Of(*s).prefills.PushBack(s);
+  }
+  while (step_rows_ < budget) {
+    may_let_in = may_let_in && static_cast<int>(running_.size()) < limits_.max_running;
+    DomainQueues::Domain* domain = domains_.Next(
+        [&](const DomainQueues::Domain& d) { return !d.prefills.empty() || (may_let_in && Newcomer(d) != nullptr); });
+    if (domain == nullptr) break;
+    Sequence* s = domain->prefills.front();
+    if (s != nullptr) {
+      domain->prefills.Remove(s);
+      Reuse(s);
+    } else {
+      s = Newcomer(*domain);
+      // Whoever has its turn and finds no room is not overtaken: all others that are new wait with it.
+      if (!LetIn(s)) {
+        may_let_in = false;
+        continue;
+      }
+    }
+    const int count = std::min({s->num_left(), budget - step_rows_, limits_.prefill_chunk_tokens});
+    Enter(s, count);
+    domains_.Charge(*s, count);
+  }
+  domains_.ClearPrefills();
+  // What nobody else wants makes the chunks longer.
+  for (ScheduledChunk& chunk : step_) {
+    const int more = std::min(budget - step_rows_, chunk.sequence->num_left() - chunk.num_tokens);
+    if (more <= 0) continue;
+    chunk.num_tokens += more;
+    step_rows_ += more;
+    domains_.Charge(*chunk.sequence, more);
+  }
+}
+
+std::span<const ScheduledChunk> Scheduler::Schedule(absl::FunctionRef<int(int)> timely_tokens) {
   step_.clear();
   step_rows_ = 0;
   const uint64_t preemptions_before = preemptions_;
-
-  // Oldest first: preemption only ever shortens the part of the list that is still to come.
-  for (const bool decoding : {true, false}) {
-    for (size_t i = 0; i < running_.size() && step_rows_ < limits_.max_step_tokens; ++i) {
-      Sequence* s = running_[i];
-      const int left = static_cast<int>(s->tokens.size()) - s->num_computed;
-      if ((left == 1) != decoding) continue;
-      const int count =
-          std::min({left, limits_.max_step_tokens - step_rows_, decoding ? 1 : limits_.prefill_chunk_tokens});
-      if (Reserve(s, s->num_computed + count, /*may_preempt=*/true)) Schedule(s, count);
-    }
+  ScheduleDecodes();
+  int budget = limits_.max_step_tokens;
+  if (!step_.empty()) {
+    const int least = std::min(step_rows_ + limits_.min_prefill_tokens, budget);
+    budget = std::clamp(timely_tokens(step_rows_), least, budget);
   }
-  // New sequences come in only while there is room for all they are known to need without taking anyone's; what a
-  // preemption of this very step freed is for those that asked for it.
-  while (!waiting_.empty() && static_cast<int>(running_.size()) < limits_.max_running &&
-         step_rows_ < limits_.max_step_tokens && preemptions_ == preemptions_before) {
-    Sequence* s = waiting_.front();
-    const int count = std::min(
-        {static_cast<int>(s->tokens.size()), limits_.max_step_tokens - step_rows_, limits_.prefill_chunk_tokens});
-    if (!Reserve(s, static_cast<int>(s->tokens.size()), /*may_preempt=*/false)) {
-      FreeBlocks(s);
-      break;
-    }
-    waiting_.erase(waiting_.begin());
-    s->running = true;
-    running_.insert(std::upper_bound(running_.begin(), running_.end(), s,
-                                     [](const Sequence* a, const Sequence* b) { return a->arrival < b->arrival; }),
-                    s);
-    Schedule(s, count);
+  SchedulePrefills(budget, /*may_let_in=*/preemptions_ == preemptions_before);
+  int row = 0;
+  for (ScheduledChunk& chunk : step_) {
+    chunk.row_begin = row;
+    chunk.completes = chunk.num_tokens == chunk.sequence->num_left();
+    row += chunk.num_tokens;
   }
   return step_;
 }
 
 void Scheduler::Complete() {
-  for (const ScheduledChunk& chunk : step_) chunk.sequence->num_computed += chunk.num_tokens;
+  for (const ScheduledChunk& chunk : step_) {
+    chunk.sequence->num_computed += chunk.num_tokens;
+    blocks_.Store(chunk.sequence);
+  }
   step_.clear();
 }
 

@@ -1,9 +1,10 @@
 // Continuous batching: chooses, step by step, which tokens of which sequences are computed next.
 //
-// Every step takes, under a budget of tokens: first the next token of each sequence that is decoding, then chunks of
-// prompts that are being prefilled, then new sequences in order of arrival. Blocks of the KV cache are taken as they
-// are needed; when none is left, the sequence that arrived last gives up its own and waits to be computed anew (the
-// bits come out the same, so nobody notices but the clock). The oldest sequence is never preempted, so all end.
+// Every step takes first the next token of each sequence that is decoding, then, under a budget of tokens, chunks of
+// prompts: the domains take turns, in each the prompts that are being prefilled go before new ones. A prompt's
+// beginning that the prefix cache knows is passed over. Blocks of the KV cache are taken as they are needed; when none
+// is left, the sequence that was let in last gives up its own and waits to be computed anew (the bits come out the
+// same, so nobody notices but the clock). The one that was let in first is never preempted, so all end.
 //
 // Owned by the engine thread. Never allocates after construction.
 #pragma once
@@ -12,24 +13,14 @@
 #include <span>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "engine/kv_cache/kv_cache.h"
+#include "engine/kv_cache/prefix_cache.h"
+#include "engine/scheduler/domain_queues.h"
+#include "engine/scheduler/sequence.h"
+#include "engine/scheduler/sequence_blocks.h"
 
 namespace scion {
-
-// A request as the scheduler sees it. Owned by the caller, who adds and removes it.
-struct Sequence {
-  int domain = 0;
-  // The prompt and what was generated; the caller appends. Reserved for all tokens that may ever be.
-  std::vector<int32_t> tokens;
-  int num_prompt_tokens = 0;
-  bool wants_prompt_logits = false;  // of every prompt position, not only the last
-
-  // The scheduler's own.
-  uint64_t arrival = 0;
-  int num_computed = 0;         // tokens whose keys and values are in the cache
-  std::vector<int32_t> blocks;  // reserved for all blocks that may ever be
-  bool running = false;
-};
 
 // Tokens [sequence->num_computed, + num_tokens) of the sequence enter the step.
 struct ScheduledChunk {
@@ -42,46 +33,65 @@ struct ScheduledChunk {
 
 struct SchedulerLimits {
   int max_step_tokens = 512;
+  // Of one prompt in one step, as long as other prompts want a part of the step too.
   int prefill_chunk_tokens = 256;
   int max_running = 256;
-  int max_waiting = 1024;
+  // Prompt tokens that a step with decoding sequences takes whatever the time it may last: no prompt stands still.
+  int min_prefill_tokens = 16;
 };
 
 class Scheduler {
  public:
-  // max_running <= max_step_tokens, so that no decoding sequence is ever left out for want of budget.
-  Scheduler(const SchedulerLimits& limits, KvCache& cache);
+  // max_running <= max_step_tokens, so that no decoding sequence is ever left out for want of budget. prefixes: null
+  // for none.
+  Scheduler(const SchedulerLimits& limits, int num_domains, KvCache& cache, PrefixCache* prefixes = nullptr);
 
-  // Puts a new sequence behind all others. At most max_waiting + max_running sequences at a time.
+  // Puts a new sequence behind all others of its domain.
   void Add(Sequence* sequence);
-  // Takes a sequence out, wherever it is, and frees its blocks.
+  // Takes a sequence out, wherever it is, and gives back its blocks.
   void Remove(Sequence* sequence);
 
-  // Composes the next step; empty when there is nothing to do. Chunks are in row order.
-  std::span<const ScheduledChunk> Schedule();
+  // Composes the next step; empty when there is nothing to do. Chunks are in row order. A step with decoding sequences
+  // takes at most timely_tokens(their number) tokens, beyond min_prefill_tokens: more would make them wait too long.
+  std::span<const ScheduledChunk> Schedule(absl::FunctionRef<int(int decode_tokens)> timely_tokens);
+  std::span<const ScheduledChunk> Schedule() {
+    return Schedule([this](int) { return limits_.max_step_tokens; });
+  }
   // The step is computed: its tokens are in the cache.
   void Complete();
 
   int num_running() const { return static_cast<int>(running_.size()); }
-  int num_waiting() const { return static_cast<int>(waiting_.size()); }
+  int num_waiting() const { return num_waiting_ + static_cast<int>(preempted_.size()); }
   uint64_t preemptions() const { return preemptions_; }
+  // Tokens of sequences that were let in: found in the prefix cache, and not found there.
+  uint64_t prefix_hit_tokens() const { return prefix_hit_tokens_; }
+  uint64_t prefix_miss_tokens() const { return prefix_miss_tokens_; }
+  uint64_t prefix_evictions() const { return blocks_.evictions(); }
 
  private:
-  // Makes room in the cache for the sequence's tokens up to `num_tokens`, at the cost of sequences that arrived later.
-  // False if the sequence itself would have to give way.
-  bool Reserve(Sequence* sequence, int num_tokens, bool may_preempt);
+  void ScheduleDecodes();
+  // may_let_in: false where a sequence has given way in this step; what it freed is for those that asked for it.
+  void SchedulePrefills(int budget, bool may_let_in);
+  // The sequence of the domain that may be let in next, if any. Those that gave way come back before anyone new.
+  Sequence* Newcomer(const DomainQueues::Domain& domain);
+  // False if the cache has no room for all the tokens that the sequence has.
+  bool LetIn(Sequence* sequence);
+  void Reuse(Sequence* sequence);
   void Preempt(Sequence* sequence);
-  void FreeBlocks(Sequence* sequence);
-  void Schedule(Sequence* sequence, int num_tokens);
+  void Enter(Sequence* sequence, int num_tokens);
 
   const SchedulerLimits limits_;
-  KvCache& cache_;
-  std::vector<Sequence*> running_;  // in order of arrival
-  std::vector<Sequence*> waiting_;  // likewise
+  SequenceBlocks blocks_;
+  DomainQueues domains_;
+  std::vector<Sequence*> running_;    // in order of admission
+  std::vector<Sequence*> preempted_;  // likewise
   std::vector<ScheduledChunk> step_;
   int step_rows_ = 0;
-  uint64_t next_arrival_ = 0;
+  int num_waiting_ = 0;
+  uint64_t next_admission_ = 0;
   uint64_t preemptions_ = 0;
+  uint64_t prefix_hit_tokens_ = 0;
+  uint64_t prefix_miss_tokens_ = 0;
 };
 
 }  // namespace scion

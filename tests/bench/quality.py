@@ -9,6 +9,12 @@ TYPE of it (through F16, --allow-requantize). Both sides then compute the same 2
 is the same token's. Greedy text of 64 tokens after 20 prompts must be the peer's; a text may leave it where the peer's
 own two highest logits differ by less than 0.1.
 
+Two yardsticks stand beside them. The peer against itself with flash attention off: what rounding alone does to its
+logits. And both sides against the reference, which is Scion in fp32 throughout: whose rounding is the greater. A type
+beyond a bound counts as explained where its KL is at most 1.35 times the peer's own against itself, Scion is at most
+1.35 times as far from the reference as the peer is, and at most four more of the twenty texts leave the peer's at a
+greater gap than do with the peer itself.
+
 DIR is llama.cpp's source directory with a static build in build/. Needs numpy. Exits with 1 when a bound is missed.
 """
 
@@ -27,6 +33,7 @@ TYPES = ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", 
 WINDOWS, WINDOW_TOKENS = 4, 500
 PROMPTS, PROMPT_TOKENS, GREEDY_TOKENS = 20, 32, 64
 CLOSE_LOGITS = 0.1
+NOISE_RATIO, NOISE_TEXTS = 1.35, 4
 
 
 def bounds(type_):
@@ -96,15 +103,67 @@ def greedy_verdict(peer_text, scion_choices):
 
 
 def compare_greedy(peer, scion, model, prompts, vocabulary, work):
+    """How the peer's greedy texts fare with Scion, and with the peer itself when flash attention is off."""
     write_sequences(work / "prompts", prompts, 0)
     texts = [[(int(id_), float(gap)) for id_, gap in (word.split(":") for word in line.split())]
              for line in peer.run(model, "greedy", work / "prompts", GREEDY_TOKENS).splitlines()]
     whole = [prompt + [token for token, _ in text[:-1]] for prompt, text in zip(prompts, texts)]
     write_sequences(work / "texts", whole, PROMPT_TOKENS - 1)
     subprocess.run([scion, model, work / "texts", work / "scion.logits"], check=True)
-    choices = numpy.memmap(work / "scion.logits", numpy.float32, "r").reshape(PROMPTS, -1, vocabulary).argmax(axis=2)
-    verdicts = [greedy_verdict(text, row) for text, row in zip(texts, choices)]
-    return {verdict: verdicts.count(verdict) for verdict in ("equal", "close", "different")}
+    peer.run(model, "plain-logits", work / "texts", work / "plain.logits")
+    found = {}
+    for side in ("scion", "plain"):
+        logits = numpy.memmap(work / f"{side}.logits", numpy.float32, "r").reshape(len(prompts), -1, vocabulary)
+        verdicts = [greedy_verdict(text, choices) for text, choices in zip(texts, logits.argmax(axis=2))]
+        found[side] = {verdict: verdicts.count(verdict) for verdict in ("equal", "close", "different")}
+    return found
+
+
+def measure(peer, scion, model, windows, prompts, work):
+    """Every figure of one file."""
+    write_sequences(work / "windows", windows, 0)
+    sides = {name: work / f"{name}.logits" for name in ("peer", "plain", "scion", "reference")}
+    peer.run(model, "logits", work / "windows", sides["peer"])
+    peer.run(model, "plain-logits", work / "windows", sides["plain"])
+    subprocess.run([scion, model, work / "windows", sides["scion"]], check=True)
+    subprocess.run([scion, model, work / "windows", sides["reference"], "--weights", "fp32", "--kv-type", "fp32"],
+                   check=True)
+    vocabulary = os.path.getsize(sides["peer"]) // 4 // sum(map(len, windows))
+    found = {}
+    for one, other in (("peer", "scion"), ("peer", "plain"), ("reference", "scion"), ("reference", "peer")):
+        divergence, same = compare_logits(sides[one], sides[other], vocabulary)
+        found[f"{one} {other}"] = {"mean_kl": divergence.mean(), "max_kl": divergence.max(), "top1": same.mean()}
+    return dict(found, greedy=compare_greedy(peer, scion, model, prompts, vocabulary, work))
+
+
+KEPT, EXPLAINED, MISSED = "kept", "beyond the bound, no more than the peer itself is", "MISSED"
+
+
+def verdict(type_, measured):
+    """KEPT, EXPLAINED or MISSED."""
+    most, least = bounds(type_)
+    ours, own = measured["peer scion"], measured["peer plain"]
+    different, own_different = (measured["greedy"][side]["different"] for side in ("scion", "plain"))
+    if ours["mean_kl"] <= most and ours["top1"] >= least and different == 0:
+        return KEPT
+    near_peer = ours["mean_kl"] <= max(most, NOISE_RATIO * own["mean_kl"]) and different <= own_different + NOISE_TEXTS
+    near_reference = measured["reference scion"]["mean_kl"] <= NOISE_RATIO * measured["reference peer"]["mean_kl"]
+    return EXPLAINED if near_peer and near_reference else MISSED
+
+
+def lines(type_, measured, result):
+    most, least = bounds(type_)
+
+    def pair(name):
+        return f"{measured[name]['mean_kl']:.2e} {measured[name]['top1']:.2%}"
+
+    yield f"{type_:5} mean KL, top-1: {pair('peer scion')} (asked: at most {most:.0e}, at least {least:.1%}): {result}"
+    yield f"      the peer against itself {pair('peer plain')}"
+    yield f"      against the reference: Scion {pair('reference scion')}, the peer {pair('reference peer')}"
+    for side, name in (("scion", "Scion"), ("plain", "the peer itself")):
+        greedy = measured["greedy"][side]
+        yield f"      greedy texts with {name}: {greedy['equal']} equal, {greedy['close']} left at a gap below " \
+              f"{CLOSE_LOGITS}, {greedy['different']} elsewhere"
 
 
 def main():
@@ -114,7 +173,7 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build/bench/quality")
     parser.add_argument("--type", action="append", default=[], choices=TYPES, metavar="TYPE")
     parser.add_argument("--out", type=pathlib.Path, metavar="FILE.json",
-                        help="keep the figures here, beside those of types measured before")
+                        help="keep the figures here; types that it holds are not measured again")
     parser.add_argument("model", type=pathlib.Path, metavar="MODEL.gguf")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -137,28 +196,18 @@ def main():
         model = args.work / f"{type_}.gguf"
         if not model.exists():
             peer.quantize(source, model, type_)
-        write_sequences(args.work / "windows", windows, 0)
-        peer.run(model, "logits", args.work / "windows", args.work / "peer.logits")
-        subprocess.run([scion, model, args.work / "windows", args.work / "scion.logits"], check=True)
-        vocabulary = os.path.getsize(args.work / "peer.logits") // 4 // (WINDOWS * WINDOW_TOKENS)
-        divergence, same = compare_logits(args.work / "peer.logits", args.work / "scion.logits", vocabulary)
-        greedy = compare_greedy(peer, scion, model, prompts, vocabulary, args.work)
-        most, least = bounds(type_)
-        good = divergence.mean() <= most and same.mean() >= least and greedy["different"] == 0
-        results[type_] = {"mean_kl": divergence.mean(), "max_kl": divergence.max(), "top1": same.mean(),
-                          "greedy": greedy}
-        print(f"{type_:5} mean KL {divergence.mean():.2e} (at most {most:.0e}; worst position {divergence.max():.1e})  "
-              f"top-1 {same.mean():.2%} (at least {least:.1%})  greedy texts: {greedy['equal']} equal, "
-              f"{greedy['close']} left it at a gap below {CLOSE_LOGITS}, {greedy['different']} elsewhere  "
-              f"{'ok' if good else 'MISSED'}",
-              flush=True)
-        if not good:
+        if type_ not in results:
+            results[type_] = measure(peer, scion, model, windows, prompts, args.work)
+        measured = results[type_]
+        result = verdict(type_, measured)
+        print("\n".join(lines(type_, measured, result)), flush=True)
+        if result == MISSED:
             missed.append(type_)
         if args.out is not None:
             args.out.write_text(json.dumps(results, indent=1, default=float) + "\n")
-    for name in ("peer.logits", "scion.logits"):
-        (args.work / name).unlink(missing_ok=True)
-    sys.exit(f"quality.py: bounds missed by {', '.join(missed)}" if missed else 0)
+    for path in args.work.glob("*.logits"):
+        path.unlink()
+    sys.exit(f"quality.py: missed by {', '.join(missed)}" if missed else 0)
 
 
 if __name__ == "__main__":

@@ -67,3 +67,18 @@ def test_a_text_may_leave_the_peers_where_its_logits_are_close_and_nowhere_else(
     assert quality.greedy_verdict([(1, 0.01), (2, 5.0)], [1, 2]) == "equal"
     assert quality.greedy_verdict([(1, 5.0), (2, 0.09), (3, 5.0)], [1, 7, 9]) == "close"
     assert quality.greedy_verdict([(1, 5.0), (2, 0.11), (3, 0.01)], [1, 7, 9]) == "different"
+
+
+def measured(ours, own, scion_error, peer_error, different=0, own_different=0):
+    pairs = {"peer scion": ours, "peer plain": own, "reference scion": scion_error, "reference peer": peer_error}
+    texts = {"scion": {"different": different}, "plain": {"different": own_different}}
+    return dict({name: {"mean_kl": kl, "top1": 1.0} for name, kl in pairs.items()}, greedy=texts)
+
+
+def test_a_bound_is_excused_by_the_peers_own_noise_only():
+    assert quality.verdict("Q8_0", measured(9e-4, 1e-5, 1e-3, 1e-5)) == quality.KEPT
+    assert quality.verdict("Q8_0", measured(4e-3, 3.9e-3, 3e-3, 3e-3)) == quality.EXPLAINED
+    assert quality.verdict("Q8_0", measured(4e-3, 2e-3, 3e-3, 3e-3)) == quality.MISSED  # farther than the peer's noise
+    assert quality.verdict("Q8_0", measured(4e-3, 3.9e-3, 5e-3, 3e-3)) == quality.MISSED  # a worse approximation
+    assert quality.verdict("Q8_0", measured(9e-4, 1e-5, 1e-3, 1e-3, different=5)) == quality.MISSED
+    assert quality.verdict("Q8_0", measured(9e-4, 1e-5, 1e-3, 1e-3, 5, own_different=2)) == quality.EXPLAINED

@@ -1,6 +1,7 @@
 """moe-extract is killed at every call that writes, syncs, renames or makes a directory, in turn, until a run survives.
 
-After each kill the cut is either absent or whole, and a rerun succeeds and leaves nothing else behind.
+After each kill what it makes, a cut or a quantised model, is either absent or whole, and a rerun succeeds and leaves
+nothing else behind.
 """
 
 import shutil
@@ -35,29 +36,32 @@ def kill_each(harness, call, place, arguments, check_state):
 def main():
     harness = Harness()
     place = harness.work / "place"
-    cut = place / "cut"
-    hits = {}
-    left_behind = 0
+    out = place / "out"
 
-    def check_slice(when):
-        nonlocal left_behind
-        harness.expect(set(entries(place)) <= {"cut", ".cut.scion-partial"}, f"{when}: {entries(place)}")
-        left_behind += ".cut.scion-partial" in entries(place)
-        if cut.exists():
-            harness.expect_whole(cut, when)
-            shutil.rmtree(cut)
-        harness.expect_code(harness.run("slice", harness.model, "--domain", "beta", "-o", cut), 0)
-        harness.expect(entries(place) == ["cut"], f"{when}, then a rerun: {entries(place)}")
-        harness.expect_whole(cut, f"{when}, then a rerun")
+    def kill_maker(*verb):
+        """Of a verb that makes `out`."""
+        left_behind = 0
 
-    for call in CALLS:
-        arguments = ["slice", harness.model, "--domain", "beta", "-o", cut]
-        hits[call] = kill_each(harness, call, place, arguments, check_slice)
-    for call in MUST_BE_HIT:
-        harness.expect(hits[call] > 0, f"no {call} was ever hit")
-    harness.expect(sum(hits[call] for call in RENAMES) > 0, "no rename was ever hit")
-    harness.expect(left_behind > 0, "no kill ever left a partial directory: the clean-up was not tried")
-    print("slice killed at:", {call: count for call, count in hits.items() if count})
+        def check(when):
+            nonlocal left_behind
+            harness.expect(set(entries(place)) <= {"out", ".out.scion-partial"}, f"{when}: {entries(place)}")
+            left_behind += ".out.scion-partial" in entries(place)
+            if out.exists():
+                harness.expect_whole(out, when)
+                shutil.rmtree(out)
+            harness.expect_code(harness.run(*verb, "-o", out), 0)
+            harness.expect(entries(place) == ["out"], f"{when}, then a rerun: {entries(place)}")
+            harness.expect_whole(out, f"{when}, then a rerun")
+
+        hits = {call: kill_each(harness, call, place, [*verb, "-o", out], check) for call in CALLS}
+        for call in MUST_BE_HIT:
+            harness.expect(hits[call] > 0, f"no {call} was ever hit")
+        harness.expect(sum(hits[call] for call in RENAMES) > 0, "no rename was ever hit")
+        harness.expect(left_behind > 0, "no kill ever left a partial directory: the clean-up was not tried")
+        print(f"{verb[0]} killed at:", {call: count for call, count in hits.items() if count})
+
+    kill_maker("slice", harness.model, "--domain", "beta")
+    kill_maker("quantize", harness.model, "--type", "q4_0")
 
     # `lock --replace` writes into a model that is there already: the old lock or the new, never half of one.
     signed = place / "signed"

@@ -12,21 +12,26 @@ from extract_harness import Harness, entries
 NOBODY = 65534
 
 
-def test_full_disk(harness):
+def makers(harness):
+    """The verbs that make a directory, without its place."""
+    return [["slice", harness.model, "--domain", "beta"], ["quantize", harness.model, "--type", "q4_0"]]
+
+
+def test_full_disk(harness, verb):
     """A tmpfs of every size from one page up to enough: it is full in the middle of every file in turn."""
     place = harness.work / "small"
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     failed_at = set()
     page = os.sysconf("SC_PAGESIZE")
     for pages in range(1, 200):
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={pages * page}", "scion", place], check=True)
         try:
-            cut = place / "cut"
-            result = harness.run("slice", harness.model, "--domain", "beta", "-o", cut)
+            out = place / "out"
+            result = harness.run(*verb, "-o", out)
             if result.returncode == 0:
-                harness.expect_whole(cut, f"a disk of {pages} pages")
+                harness.expect_whole(out, f"a disk of {pages} pages")
                 break
-            harness.expect_code(result, 1, cut.parent, "No space left on device")
+            harness.expect_code(result, 1, out.parent, "No space left on device")
             failed_at.add(result.stderr.split("scion-partial")[-1].split(":")[0])
             harness.expect(entries(place) == [], f"a full disk of {pages} pages was left with {entries(place)}")
         finally:
@@ -34,7 +39,7 @@ def test_full_disk(harness):
     else:
         harness.expect(False, "no size was enough")
     harness.expect(len(failed_at) >= 4, f"the disk was full in too few places: {failed_at}")
-    print("disk full at:", sorted(failed_at))
+    print(f"{verb[0]}: disk full at:", sorted(failed_at))
 
 
 def test_full_disk_for_the_certificate(harness):
@@ -54,10 +59,10 @@ def test_full_disk_for_the_certificate(harness):
         subprocess.run(["umount", place], check=True)
 
 
-def test_every_failing_call(harness):
+def test_every_failing_call(harness, verb):
     """Each write, sync, mkdir and rename fails in turn, as on a disk that is full or breaks at that moment."""
     place = harness.work / "failing"
-    cut = place / "cut"
+    out = place / "out"
     for call, error in [("write", "ENOSPC"), ("fsync", "EIO"), ("fsync", "ENOSPC"), ("mkdir", "ENOSPC"),
                         ("renameat2", "EACCES"), ("renameat2", "ENOSPC")]:
         n = 0
@@ -67,21 +72,21 @@ def test_every_failing_call(harness):
             place.mkdir()
             prefix = ["strace", "-qq", "-o", harness.work / "trace", "-e", f"trace={call}", "-e",
                       f"inject={call}:error={error}:when={n}"]
-            result = harness.run("slice", harness.model, "--domain", "beta", "-o", cut, prefix=prefix)
+            result = harness.run(*verb, "-o", out, prefix=prefix)
             if result.returncode == 0:
                 break
             when = f"{call} number {n} failed with {error}"
             harness.expect_code(result, 1)
-            # The very last steps come after the rename: the cut is there and whole then, and the message says so.
-            if cut.exists():
+            # The very last steps come after the rename: what was made is there and whole then, and the message says so.
+            if out.exists():
                 harness.expect("is in place" in result.stderr or "standard output" in result.stderr, result.stderr)
-                harness.expect(entries(place) == ["cut"], f"{when}: {entries(place)}")
-                harness.expect_whole(cut, when)
+                harness.expect(entries(place) == ["out"], f"{when}: {entries(place)}")
+                harness.expect_whole(out, when)
             else:
-                harness.expect(str(cut.parent) in result.stderr, f"{when}: no path in the message: {result.stderr}")
+                harness.expect(str(out.parent) in result.stderr, f"{when}: no path in the message: {result.stderr}")
                 harness.expect(entries(place) == [], f"{when}: {entries(place)}")
         harness.expect(n > 1, f"no {call} was hit")
-        print(f"slice failed at each of {n - 1} {call} with {error}")
+        print(f"{verb[0]} failed at each of {n - 1} {call} with {error}")
 
 
 def test_results_that_cannot_be_written(harness):
@@ -102,8 +107,9 @@ def test_no_permission(harness):
     own_program = harness.program
     harness.program = shutil.copy(own_program, harness.work / "moe-extract")
     harness.expect_code(harness.run("--version", prefix=as_nobody), 0)
-    result = harness.run("slice", harness.model, "--domain", "beta", "-o", cut, prefix=as_nobody)
-    harness.expect_code(result, 1, cut, "Permission denied")
+    for verb in makers(harness):
+        result = harness.run(*verb, "-o", cut, prefix=as_nobody)
+        harness.expect_code(result, 1, cut, "Permission denied")
     harness.expect(entries(place) == [], f"left: {entries(place)}")
 
     # A model of which one file may not be read.
@@ -127,8 +133,9 @@ def test_read_only_filesystem(harness):
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "scion", place], check=True)
     try:
-        result = harness.run("slice", harness.model, "--domain", "beta", "-o", place / "cut")
-        harness.expect_code(result, 1, place / "cut", "Read-only file system")
+        for verb in makers(harness):
+            result = harness.run(*verb, "-o", place / "cut")
+            harness.expect_code(result, 1, place / "cut", "Read-only file system")
     finally:
         subprocess.run(["umount", place], check=True)
 
@@ -151,6 +158,12 @@ def test_usage(harness):
         ["verify", "--against", model],
         ["verify", out, "--against", model, "--weights", "int3"],
         ["verify", out, "--against", model, "--threads", "0"],
+        ["quantize", model, "--type", "q8_0"],
+        ["quantize", model, "-o", out],
+        ["quantize", "--type", "q8_0", "-o", out],
+        ["quantize", model, "--type", "q5_k", "-o", out],
+        ["quantize", model, "--type", "Q8_0", "-o", out],
+        ["quantize", model, "--type", "q8_0", "--domain", "beta", "-o", out],
         ["inspect"],
         ["lock"],
         ["-o", out, "slice", model, "--domain", "beta"],
@@ -163,7 +176,8 @@ def test_usage(harness):
 
 
 def test_help(harness):
-    for arguments in [["--help"], ["slice", "--help"], ["verify", "--help"], ["inspect", "--help"], ["lock", "--help"]]:
+    for arguments in [["--help"], ["slice", "--help"], ["verify", "--help"], ["inspect", "--help"], ["lock", "--help"],
+                      ["quantize", "--help"]]:
         result = harness.run(*arguments)
         harness.expect_code(result, 0)
         harness.expect("Example: moe-extract " in result.stdout, f"{arguments}: no example:\n{result.stdout}")
@@ -209,14 +223,41 @@ def test_whole_way(harness):
     harness.expect(inspection["check"] == "ok", inspection)
 
 
+def test_quantize(harness):
+    """Quantised, cut, verified; what it says on stdout; what it refuses."""
+    out = harness.work / "q4"
+    result = harness.run("quantize", harness.model, "--type", "q4_0", "-o", out)
+    harness.expect_code(result, 0)
+    harness.expect("matrices of" in result.stdout and "q4_0" in result.stdout, result.stdout)
+    harness.expect_whole(out, "quantised")
+    eight = harness.work / "q8"
+    result = harness.run("quantize", harness.model, "--type", "q8_0", "-o", eight, "--json")
+    harness.expect_code(result, 0)
+    summary = json.loads(result.stdout)
+    harness.expect(summary["type"] == "q8_0" and summary["quantized"] > 0, summary)
+    harness.expect(summary["bytes"] < summary["model_bytes"], summary)
+    harness.expect_code(harness.run("quantize", harness.model, "--type", "q4_0", "-o", out), 1, out, "exists already")
+    harness.expect_code(harness.run("quantize", eight, "--type", "q4_0", "-o", harness.work / "twice"), 1, eight,
+                        "quantised already")
+    result = harness.run("quantize", "/nowhere", "--type", "q4_0", "-o", harness.work / "twice")
+    harness.expect_code(result, 1, "/nowhere")
+    cut = harness.work / "q4_beta"
+    harness.expect_code(harness.run(out, "--domain", "beta", "-o", cut), 0)
+    inspection = json.loads(harness.run("inspect", cut, "--json", "--check").stdout)
+    harness.expect(inspection["check"] == "ok" and inspection["types"]["Q4_0"] > 0, inspection)
+    harness.expect([entry["verb"] for entry in inspection["lock"]["lineage"]][-2:] == ["quantize", "slice"], inspection)
+
+
 def main():
     harness = Harness()
     test_usage(harness)
     test_help(harness)
     test_whole_way(harness)
-    test_full_disk(harness)
+    test_quantize(harness)
+    for verb in makers(harness):
+        test_full_disk(harness, verb)
+        test_every_failing_call(harness, verb)
     test_full_disk_for_the_certificate(harness)
-    test_every_failing_call(harness)
     test_results_that_cannot_be_written(harness)
     test_no_permission(harness)
     test_read_only_filesystem(harness)

@@ -88,6 +88,16 @@ def test_a_prompt_of_token_ids_is_the_prompt_they_stand_for(client, model, stub,
     assert by_ids.usage.prompt_tokens == by_text.usage.prompt_tokens == len(ids)
 
 
+def test_a_prompt_that_was_asked_before_is_not_computed_again_and_says_the_same(client, model):
+    ids = [20 + i % 50 for i in range(100)]
+    first, second = (complete(client, model, prompt=ids, logprobs=1, **IGNORE_EOS) for _ in range(2))
+    assert second.usage.prompt_tokens_details.cached_tokens == 96
+    assert second.choices[0].text == first.choices[0].text
+    assert second.choices[0].logprobs.token_logprobs == first.choices[0].logprobs.token_logprobs
+    different = complete(client, model, prompt=[19] + ids[1:], **IGNORE_EOS)
+    assert different.usage.prompt_tokens_details.cached_tokens == 0
+
+
 def test_completion_logprobs(client, model):
     answer = complete(client, model, logprobs=3, **IGNORE_EOS).choices[0]
     logprobs = answer.logprobs

@@ -1,5 +1,5 @@
 // A request's logits have the same bits whatever else is in the batch, however its prompt is chunked, on any number of
-// threads. The reference is each sequence run alone, in one piece, on one thread.
+// threads, with and without the prefix cache. The reference is each sequence run alone, in one piece, on one thread.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -56,6 +56,7 @@ struct Prompt {
 struct Outcome {
   std::vector<int32_t> tokens;
   std::vector<float> logits;  // [tokens, vocab_size]; the last generated token is never computed
+  std::set<int> passed_over;  // positions whose logits nobody computed, for the prefix cache had their keys and values
 };
 
 struct TraceSummary {
@@ -90,8 +91,9 @@ int32_t Greedy(std::span<const float> logits) {
 
 // Runs all prompts through the scheduler, greedily.
 std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, SchedulerLimits limits,
-                                 TraceSummary* summary, uint64_t* preemptions = nullptr) {
-  Scheduler scheduler(limits, *l.cache);
+                                 TraceSummary* summary, uint64_t* preemptions = nullptr,
+                                 PrefixCache* prefixes = nullptr) {
+  Scheduler scheduler(limits, static_cast<int>(l.model->spec().domains.size()), *l.cache, prefixes);
   const size_t vocab = static_cast<size_t>(l.model->spec().vocab_size);
   std::vector<Sequence> sequences(prompts.size());
   std::vector<Outcome> outcomes(prompts.size());
@@ -142,6 +144,9 @@ std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, 
     for (const ScheduledChunk& c : chunks) {
       const size_t i = static_cast<size_t>(c.sequence - sequences.data());
       std::vector<float>& out = outcomes[i].logits;
+      const int known = static_cast<int>(out.size() / vocab);
+      for (int p = known; p < c.sequence->num_computed; ++p) outcomes[i].passed_over.insert(p);
+      for (int p = 0; p < c.num_tokens; ++p) outcomes[i].passed_over.erase(c.sequence->num_computed + p);
       const size_t begin = static_cast<size_t>(c.sequence->num_computed) * vocab;
       const size_t count = static_cast<size_t>(c.num_tokens) * vocab;
       if (out.size() < begin + count) out.resize(begin + count);
@@ -205,6 +210,7 @@ void ExpectSameBits(const std::vector<Outcome>& got, const std::vector<Outcome>&
     EXPECT_EQ(got[i].tokens, want[i].tokens) << "sequence " << i;
     ASSERT_EQ(got[i].logits.size(), want[i].logits.size()) << "sequence " << i;
     for (size_t p = 0; p * vocab < want[i].logits.size(); ++p) {
+      if (got[i].passed_over.contains(static_cast<int>(p))) continue;
       ASSERT_EQ(std::memcmp(&got[i].logits[p * vocab], &want[i].logits[p * vocab], vocab * sizeof(float)), 0)
           << "sequence " << i << " position " << p;
     }
@@ -236,7 +242,7 @@ TEST_P(BatchInvarianceTest, LogitsHaveTheSameBitsAloneAndInCompany) {
       TraceSummary trace;
       ExpectSameBits(
           RunTogether(l, prompts,
-                      {.max_step_tokens = 512, .prefill_chunk_tokens = chunk, .max_running = 64, .max_waiting = 64},
+                      {.max_step_tokens = chunk < 64 ? 64 : 512, .prefill_chunk_tokens = chunk, .max_running = 64},
                       &trace),
           alone, vocab);
       EXPECT_GE(trace.widest_mixed_step, 24);
@@ -256,27 +262,79 @@ TEST_P(BatchInvarianceTest, ASequenceThatGaveWayComesOutTheSame) {
   Loaded l = LoadModel(**checkpoint, kernels, weights, 2, 512, 12);
   for (const Prompt& p : prompts) alone.push_back(RunAlone(l, p));
   uint64_t preemptions = 0;
-  ExpectSameBits(
-      RunTogether(l, prompts, {.max_step_tokens = 64, .prefill_chunk_tokens = 16, .max_running = 24, .max_waiting = 64},
-                  nullptr, &preemptions),
-      alone, static_cast<size_t>((*checkpoint)->spec().vocab_size));
+  ExpectSameBits(RunTogether(l, prompts, {.max_step_tokens = 64, .prefill_chunk_tokens = 16, .max_running = 24},
+                             nullptr, &preemptions),
+                 alone, static_cast<size_t>((*checkpoint)->spec().vocab_size));
   EXPECT_GT(preemptions, 0u);
 }
 
-// Files of blocks as they are, dense and routed by gates: experts are chosen while the step runs.
-TEST_P(BatchInvarianceTest, GgufModelsToo) {
+// Prompts that begin alike, in two domains; they come at once and one after another. Chunks end inside of blocks too.
+std::vector<Prompt> PromptsThatBeginAlike(const ModelSpec& spec) {
+  std::mt19937 random(7);
+  const auto id = [&] { return static_cast<int32_t>(random() % static_cast<unsigned>(spec.vocab_size)); };
+  std::vector<int32_t> beginning(100);
+  for (int32_t& token : beginning) token = id();
+  std::vector<Prompt> prompts;
+  for (int i = 0; i < 18; ++i) {
+    const auto shared = static_cast<std::ptrdiff_t>(std::min(100, 28 + i * 19 % 90));
+    Prompt p{.domain = static_cast<int>(static_cast<size_t>(i % 2) % spec.domains.size()),
+             .ids = {beginning.begin(), beginning.begin() + shared},
+             .max_new_tokens = 2 + i % 9 * 4,
+             .arrives_at_step = i / 6 * 12};
+    for (int extra = i % 4 * 9; extra > 0; --extra) p.ids.push_back(id());
+    prompts.push_back(std::move(p));
+  }
+  return prompts;
+}
+
+// Everything twice, so that the second time nearly all of it is there; and with so few blocks that it is not.
+void ExpectThePrefixCacheChangesNoBit(const Checkpoint& checkpoint, const Kernels& kernels, WeightMode weights) {
+  const size_t vocab = static_cast<size_t>(checkpoint.spec().vocab_size);
+  const std::vector<Prompt> prompts = PromptsThatBeginAlike(checkpoint.spec());
+  std::vector<Outcome> alone;
+  {
+    Loaded l = LoadModel(checkpoint, kernels, weights, 1, 512, 32);
+    for (const Prompt& p : prompts) alone.push_back(RunAlone(l, p));
+  }
+  for (auto [threads, chunk, blocks] : {std::tuple{1, 512, 200}, {2, 7, 200}, {3, 50, 14}}) {
+    SCOPED_TRACE(testing::Message() << threads << " threads, chunks of " << chunk << ", " << blocks << " blocks");
+    Loaded l = LoadModel(checkpoint, kernels, weights, threads, 512, blocks);
+    PrefixCache prefixes(kernels::kKvBlockTokens, blocks);
+    for (int round = 0; round < 2; ++round) {
+      const std::vector<Outcome> outcomes =
+          RunTogether(l, prompts, {.max_step_tokens = 8 + 8 * chunk, .prefill_chunk_tokens = chunk, .max_running = 64},
+                      nullptr, nullptr, &prefixes);
+      ExpectSameBits(outcomes, alone, vocab);
+      size_t passed_over = 0;
+      for (const Outcome& o : outcomes) passed_over += o.passed_over.size();
+      EXPECT_GT(passed_over, round == 0 || blocks == 14 ? 64u : 900u);
+      if (testing::Test::HasFailure()) return;
+    }
+  }
+}
+
+TEST_P(BatchInvarianceTest, ThePrefixCacheChangesNoBit) {
   const auto& [kernels, weights] = GetParam();
-  for (const char* name : {"llama", "llama_experts", "qwen3moe"}) {
-    SCOPED_TRACE(name);
-    absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
-        Checkpoint::Open(std::filesystem::path(SCION_SOURCE_DIR) / "tests/golden/gguf" / (std::string(name) + ".gguf"));
+  const test::TempDir directory;
+  test::WriteTinyModel(test::MakeTinyModel(TestModel(weights)), directory.path());
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(directory.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  ExpectThePrefixCacheChangesNoBit(**checkpoint, kernels, weights);
+}
+
+// Models of blocks as they are on disk.
+class BlocksInvarianceTest : public BatchInvarianceTest {
+ protected:
+  static void Check(const std::filesystem::path& path, size_t least_prompts) {
+    const auto& [kernels, weights] = GetParam();
+    absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(path);
     ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
     const ModelSpec& spec = (*checkpoint)->spec();
     std::vector<Prompt> prompts = MakePrompts(spec);
     std::erase_if(prompts, [&](const Prompt& p) {
       return static_cast<int>(p.ids.size()) + p.max_new_tokens > spec.max_position_embeddings;
     });
-    ASSERT_GE(prompts.size(), 30u);
+    ASSERT_GE(prompts.size(), least_prompts);
     std::vector<Outcome> alone;
     {
       Loaded l = LoadModel(**checkpoint, kernels, weights, 1, 512, 64);
@@ -286,22 +344,56 @@ TEST_P(BatchInvarianceTest, GgufModelsToo) {
       Loaded l = LoadModel(**checkpoint, kernels, weights, threads, 512, 400);
       ExpectSameBits(
           RunTogether(l, prompts,
-                      {.max_step_tokens = 512, .prefill_chunk_tokens = chunk, .max_running = 64, .max_waiting = 64},
+                      {.max_step_tokens = chunk < 64 ? 64 : 512, .prefill_chunk_tokens = chunk, .max_running = 64},
                       nullptr),
           alone, static_cast<size_t>(spec.vocab_size));
       if (HasFailure()) return;
     }
+    ExpectThePrefixCacheChangesNoBit(**checkpoint, kernels, weights);
+  }
+};
+
+// Dense and routed by gates: experts are chosen while the step runs.
+TEST_P(BlocksInvarianceTest, GgufModels) {
+  for (const char* name : {"llama", "llama_experts", "qwen3moe"}) {
+    SCOPED_TRACE(name);
+    Check(std::filesystem::path(SCION_SOURCE_DIR) / "tests/golden/gguf" / (std::string(name) + ".gguf"), 30);
   }
 }
 
+TEST_P(BlocksInvarianceTest, QuantisedDirectoriesOfDomains) {
+  for (DType blocks : {DType::kQ8_0, DType::kQ4_0}) {
+    SCOPED_TRACE(DTypeName(blocks));
+    test::TinyModelOptions options = TestModel(WeightMode::kQ8);
+    options.blocks = blocks;
+    const test::TempDir directory;
+    test::WriteTinyModel(test::MakeTinyModel(options), directory.path());
+    Check(directory.path(), 37);
+  }
+}
+
+constexpr auto kCaseName = [](const auto& info) {
+  std::string name = std::get<0>(info.param).name;
+  name += '_';
+  for (char c : WeightModeName(std::get<1>(info.param))) name += c == '-' ? '_' : c;
+  return name;
+};
 INSTANTIATE_TEST_SUITE_P(Tiers, BatchInvarianceTest,
                          testing::Combine(testing::ValuesIn(AllKernels()), testing::ValuesIn(kAllWeightModes)),
-                         [](const auto& info) {
-                           std::string name = std::get<0>(info.param).name;
-                           name += '_';
-                           for (char c : WeightModeName(std::get<1>(info.param))) name += c == '-' ? '_' : c;
-                           return name;
-                         });
+                         kCaseName);
+// The portable tier, the first of them, takes minutes for blocks: it runs them as they are, the others in every mode.
+std::vector<Kernels> KernelsWithIntrinsics() {
+  std::vector<Kernels> kernels = AllKernels();
+  kernels.erase(kernels.begin());
+  return kernels;
+}
+INSTANTIATE_TEST_SUITE_P(Tiers, BlocksInvarianceTest,
+                         testing::Combine(testing::ValuesIn(KernelsWithIntrinsics()),
+                                          testing::ValuesIn(kAllWeightModes)),
+                         kCaseName);
+INSTANTIATE_TEST_SUITE_P(Portable, BlocksInvarianceTest,
+                         testing::Combine(testing::Values(AllKernels().front()), testing::Values(WeightMode::kAsIs)),
+                         kCaseName);
 
 }  // namespace
 }  // namespace scion

@@ -189,7 +189,8 @@ TEST_F(EngineTest, ARequestThatGivesWayInMidTextGivesTheTextThatItGivesAlone) {
 TEST_F(EngineTest, ScoresComeOnceThoughTheRequestGivesWayMidway) {
   EngineOptions options = Options();
   options.kv_cache_bytes = 6 * 3 * 32 * 2 * 2 * 16;  // six blocks of 32 tokens
-  options.prefill_chunk_tokens = 8;
+  options.max_step_tokens = 9;
+  options.max_running_requests = 2;
   options.step_observer = [this](const StepTrace&) { gate_.Pass(); };
   Start(options);
   Request score = Prompt(150, 0, 1);  // five blocks
@@ -204,6 +205,139 @@ TEST_F(EngineTest, ScoresComeOnceThoughTheRequestGivesWayMidway) {
   EXPECT_GT(engine_->Stats().preemptions, 0u);
   EXPECT_EQ(r.reason, FinishReason::kScored);
   EXPECT_EQ(r.tokens, std::vector<int32_t>(score.prompt.begin() + 1, score.prompt.end()));
+}
+
+// The same requests, sampled, with and without: sharing the beginning with one that still runs, with one that has
+// ended, with what was generated, under a cache so small that blocks are evicted and sequences give way.
+TEST_F(EngineTest, ThePrefixCacheChangesNoText) {
+  std::vector<Request> requests;
+  for (int i = 0; i < 24; ++i) {
+    Request r = Prompt(40 + i * 5 % 61, 20 + i % 30, i % 3);
+    if (i % 4 == 3) r.prompt[33] = 50;  // different after the first block
+    r.sampling = {.temperature = 1.0f, .top_k = 0, .top_p = 1, .seed = 77, .logit_bias = {}};
+    r.top_logprobs = 2;
+    if (i % 5 == 4) r.score_prompt = true;
+    requests.push_back(r);
+  }
+  std::vector<std::vector<Result>> all;
+  for (bool prefix_cache : {false, true}) {
+    for (int blocks : {200, 12}) {
+      EngineOptions options = Options();
+      options.prefix_cache = prefix_cache;
+      options.prefill_chunk_tokens = 24;
+      options.kv_cache_bytes = static_cast<uint64_t>(blocks) * 3 * 32 * 2 * 2 * 16;
+      Start(options);
+      std::vector<Result> results;
+      for (int round = 0; round < 2; ++round) {
+        std::vector<std::unique_ptr<RequestHandle>> handles;
+        for (const Request& r : requests) handles.push_back(Submit(r));
+        for (const auto& handle : handles) results.push_back(Drain(*handle));
+      }
+      all.push_back(std::move(results));
+      const EngineStats stats = engine_->Stats();
+      EXPECT_EQ(stats.kv_blocks_in_use, 0);
+      EXPECT_EQ(stats.prefix_hit_tokens > 1000, prefix_cache);
+      EXPECT_EQ(stats.prefix_evictions > 10, prefix_cache && blocks == 12);
+      EXPECT_EQ(stats.kv_blocks_cached > 5, prefix_cache);
+    }
+  }
+  for (const std::vector<Result>& results : all) {
+    for (size_t i = 0; i < results.size(); ++i) {
+      const Result& want = all[0][i % requests.size()];
+      EXPECT_TRUE(results[i].status.ok());
+      EXPECT_EQ(results[i].tokens, want.tokens) << i;
+      ASSERT_EQ(results[i].logprobs.size(), want.logprobs.size());
+      EXPECT_EQ(std::memcmp(results[i].logprobs.data(), want.logprobs.data(), want.logprobs.size() * sizeof(float)), 0);
+    }
+  }
+}
+
+TEST_F(EngineTest, SaysHowMuchOfAPromptWasCached) {
+  Start(Options());
+  const auto cached = [&](const Request& r) {
+    std::unique_ptr<RequestHandle> handle = Submit(r);
+    EXPECT_TRUE(Drain(*handle).status.ok());
+    return handle->cached_prompt_tokens();
+  };
+  EXPECT_EQ(cached(Prompt(100, 3)), 0);
+  EXPECT_EQ(cached(Prompt(100, 3)), 96);
+  EXPECT_EQ(cached(Prompt(96, 3)), 64) << "the last token is always computed";
+  EXPECT_EQ(cached(Prompt(100, 3, 1)), 0) << "another domain";
+  Request other_tenant = Prompt(100, 3);
+  other_tenant.tenant = 1;
+  EXPECT_EQ(cached(other_tenant), 0);
+  Request scored = Prompt(100, 3);
+  scored.score_prompt = true;
+  EXPECT_EQ(cached(scored), 0) << "every position's logits are wanted";
+  const EngineStats stats = engine_->Stats();
+  EXPECT_EQ(stats.prefix_hit_tokens, 160u);
+  EXPECT_EQ(stats.prefix_miss_tokens, 100u + 4 + 32 + 100 + 100 + 100);
+  EXPECT_EQ(stats.domains[0].prompt_tokens + stats.domains[1].prompt_tokens, stats.prefix_miss_tokens);
+}
+
+// The second takes over the first's blocks; then the first leaves in the middle of its prompt, and the second goes on.
+TEST_F(EngineTest, ARequestThatLeavesInItsPrefillTakesNothingFromThoseThatShareItsBlocks) {
+  EngineOptions options = Options();
+  options.max_step_tokens = 64;
+  options.max_running_requests = 8;
+  options.prefill_chunk_tokens = 32;
+  options.step_observer = [this](const StepTrace&) { gate_.Pass(); };
+  Start(options);
+  const Request request = Prompt(400, 20);
+  std::unique_ptr<RequestHandle> first = Submit(request);
+  gate_.Allow(2);
+  // Two steps have been, the third waits at the gate: the second request comes into the fourth.
+  Await([&] { return engine_->Stats().domains[0].prompt_tokens == 192; });
+  std::unique_ptr<RequestHandle> second = Submit(request);
+  gate_.Allow(1);
+  Await([&] { return engine_->Stats().prefix_hit_tokens == 192; });
+  first->Cancel();
+  gate_.Allow(1 << 20);
+  EXPECT_TRUE(absl::IsCancelled(Drain(*first).status));
+  const Result got = Drain(*second);
+  EXPECT_EQ(first->cached_prompt_tokens(), 0);
+  EXPECT_GE(second->cached_prompt_tokens(), 192);
+  EXPECT_EQ(got.tokens.size(), 20u);
+  Await([&] { return engine_->Stats().kv_blocks_in_use == 0; });
+
+  options.prefix_cache = false;
+  engine_.reset();
+  Start(options);
+  EXPECT_EQ(got.tokens, Drain(*Submit(request)).tokens);
+}
+
+// No machine computes a row in a microsecond: 1600 prompt tokens get the least there is, beside the one that decodes.
+TEST_F(EngineTest, PromptsDoNotPushAStepBeyondTheTargetForTheInterTokenLatency) {
+  for (absl::Duration target : {absl::Microseconds(1), absl::InfiniteDuration()}) {
+    StepGate gate;
+    std::mutex mutex;
+    std::vector<StepTrace> steps;
+    EngineOptions options = Options();
+    options.max_step_tokens = 500;
+    options.itl_target = target;
+    options.step_observer = [&](const StepTrace& t) {
+      gate.Pass();
+      std::lock_guard lock(mutex);
+      steps.push_back(t);
+    };
+    Start(options);
+    std::unique_ptr<RequestHandle> decoding = Submit(Prompt(4, 200));
+    gate.Allow(2);
+    EXPECT_EQ(decoding->Next().kind, Event::Kind::kToken);
+    std::vector<std::unique_ptr<RequestHandle>> prompts;
+    for (int i = 0; i < 4; ++i) prompts.push_back(Submit(Prompt(400, 1, i % 3)));
+    gate.Allow(1 << 20);
+    EXPECT_TRUE(Drain(*decoding).status.ok());
+    for (const auto& handle : prompts) EXPECT_TRUE(Drain(*handle).status.ok());
+    engine_.reset();
+    const auto is_mixed = [](const StepTrace& t) { return t.decode_rows > 0 && t.prefill_rows > 0; };
+    const auto mixed_steps = std::count_if(steps.begin(), steps.end(), is_mixed);
+    if (target == absl::InfiniteDuration()) {
+      EXPECT_LE(mixed_steps, 8);
+    } else {
+      EXPECT_GT(mixed_steps, 12);
+    }
+  }
 }
 
 TEST_F(EngineTest, AOneTokenScoreEndsAtOnceWithNoScores) {

@@ -1,5 +1,6 @@
-// No allocation on engine and compute threads over 64 steady steps: every operator new of the process is counted while
-// requests of all domains decode and nobody submits.
+// No allocation on engine and compute threads over steady steps: every operator new of the process is counted while
+// requests of all domains decode, and while prompts take over blocks from the prefix cache and evict others; nobody
+// submits meanwhile.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -92,6 +93,56 @@ TEST(SteadySteps, DoNotAllocate) {
   EXPECT_TRUE((*engine)->Submit(std::move(r)).ok());
   counting = false;
   EXPECT_GT(allocations, 0);
+}
+
+TEST(StepsWithPrefixHits, DoNotAllocate) {
+  test::TinyModelOptions model;
+  model.domains = {{"alpha", 3}, {"beta", 2}};
+  model.max_position_embeddings = 512;
+  const test::TempDir directory;
+  test::WriteTinyModel(test::MakeTinyModel(model), directory.path());
+  std::atomic<int> allowed_steps{0};
+  std::atomic<int> steps{0};
+  EngineOptions options;
+  options.model_directory = directory.path();
+  options.num_threads = 2;
+  options.max_running_requests = 2;
+  options.max_step_tokens = 64;
+  options.kv_cache_bytes = 30 * 3 * 32 * 2 * 2 * 16;  // 30 blocks
+  options.step_observer = [&](const StepTrace&) {
+    while (steps >= allowed_steps) std::this_thread::yield();
+    steps.fetch_add(1);
+  };
+  absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(options);
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  std::vector<std::unique_ptr<RequestHandle>> handles;
+  for (int i = 0; i < 40; ++i) {
+    Request r;
+    r.prompt.assign(200, static_cast<int32_t>(3 + i / 8));  // eight that begin alike, then others
+    r.prompt.resize(static_cast<size_t>(200 + i), 2);
+    r.domain = i % 2;
+    r.max_new_tokens = 20;
+    r.ignore_eos = true;
+    absl::StatusOr<std::unique_ptr<RequestHandle>> handle = (*engine)->Submit(std::move(r));
+    ASSERT_TRUE(handle.ok()) << handle.status();
+    handles.push_back(*std::move(handle));
+  }
+  const auto run_until = [&](int step) {
+    allowed_steps = step;
+    while (steps < step) std::this_thread::yield();
+  };
+  run_until(60);
+  const EngineStats before = (*engine)->Stats();
+  allocations = 0;
+  counting = true;
+  run_until(260);
+  counting = false;
+  const EngineStats after = (*engine)->Stats();
+  allowed_steps = 1 << 30;
+  EXPECT_LT(after.requests_finished, 36u) << "the requests ended before the count did";
+  EXPECT_GT(after.prefix_hit_tokens, before.prefix_hit_tokens);
+  EXPECT_GT(after.prefix_evictions, before.prefix_evictions);
+  EXPECT_EQ(allocations, 0);
 }
 
 }  // namespace

@@ -188,6 +188,64 @@ TEST_P(ReferenceTest, TinyModelsInBf16AreCloseToTransformersAndPyTorch) {
   RecordProperty("mean_kl", std::to_string(sum / count));
 }
 
+// ---- Directories of gate-routed models: logits, and each token's experts, are in the golden file. ------------------
+
+constexpr const char* kGateRoutedModels[] = {"qwen3_moe", "qwen3_moe_step", "mixtral"};
+
+TEST_P(ReferenceTest, GateRoutedModelsInFp32HaveTheLogitsAndGreedyTokensOfTransformers) {
+  for (const char* name : kGateRoutedModels) {
+    double worst = 0;
+    ForModel(
+        kSource / "tests/golden/models" / name, {"default"}, GetParam(), WeightMode::kF32,
+        [&](size_t p, std::span<const float> expected, std::span<const float> got, std::optional<int32_t> generated) {
+          const double difference = LargestDifference(expected, got);
+          worst = std::max(worst, difference);
+          EXPECT_LE(difference, kFp32Bound) << "position " << p;
+          if (generated) {
+            EXPECT_EQ(Argmax(got), *generated) << "position " << p;
+          }
+        });
+    RecordProperty(std::string(name) + "_largest_difference_over_max_logit", std::to_string(worst));
+    std::printf("%s %s fp32: largest difference %.1e of max|logit|\n", GetParam().name.c_str(), name, worst);
+  }
+}
+
+// One token a step, so that what a step adds to the experts' counters are that token's experts.
+TEST_P(ReferenceTest, GateRoutedModelsChooseTheExpertsOfTransformers) {
+  for (const char* name : kGateRoutedModels) {
+    SCOPED_TRACE(name);
+    const std::filesystem::path path = kSource / "tests/golden/models" / name;
+    absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(path);
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    const GoldenFile golden(std::filesystem::path(path).replace_extension(".golden.safetensors"));
+    const std::span<const int32_t> ids = golden.Get<int32_t>("default.ids");
+    const std::span<const int32_t> expected = golden.Get<int32_t>("default.experts");
+    Loaded l(**checkpoint, GetParam(), WeightMode::kF32);
+    const std::vector<int> layers = l.model->spec().SparseLayers();
+    const int num_experts = l.model->spec().domains[0].num_experts;
+    const size_t k = expected.size() / layers.size() / ids.size();
+    ASSERT_EQ(k, static_cast<size_t>(l.model->spec().layers[static_cast<size_t>(layers[0])].ffn.num_experts_per_tok));
+    std::vector<int32_t> blocks(16);
+    std::iota(blocks.begin(), blocks.end(), 0);
+    std::vector<uint64_t> before(layers.size() * static_cast<size_t>(num_experts));
+    for (size_t t = 0; t < ids.size(); ++t) {
+      const StepChunk chunk{.num_rows = 1, .position = static_cast<int>(t), .blocks = blocks};
+      l.model->Forward({.token_ids = ids.subspan(t, 1), .chunks = {&chunk, 1}, .logit_rows = {}}, l.cache);
+      for (size_t i = 0; i < layers.size(); ++i) {
+        std::vector<int32_t> chosen;
+        for (int e = 0; e < num_experts; ++e) {
+          uint64_t& old = before[i * static_cast<size_t>(num_experts) + static_cast<size_t>(e)];
+          const uint64_t now = l.model->ExpertTokens(layers[i], 0, e);
+          if (now != old) chosen.push_back(e);
+          old = now;
+        }
+        const std::span<const int32_t> want = expected.subspan((i * ids.size() + t) * k, k);
+        EXPECT_THAT(chosen, testing::ElementsAreArray(want)) << "layer " << layers[i] << ", token " << t;
+      }
+    }
+  }
+}
+
 // ---- GGUF files, dense and gate-routed, of every block type between them --------------------------------------------
 
 constexpr const char* kGgufModels[] = {"llama", "llama_experts", "qwen3moe"};

@@ -27,6 +27,8 @@ again() {
 again tokenizers "$root/tests/golden/make_tokenizer_golden.py" --check
 again gguf-tokenizers "$root/tests/golden/make_gguf_golden.py" --check
 again models "$here/golden_models.py"
+again experts "$here/golden_experts.py"
+again blocks "$here/golden_blocks.py"
 again gguf "$here/golden_gguf.py"
 again logits "$here/golden_logits.py"
 again perplexity "$here/perplexity.py"

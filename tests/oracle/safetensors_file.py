@@ -10,7 +10,7 @@ import struct
 import numpy as np
 import torch
 
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I32": torch.int32}
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I32": torch.int32, "U8": torch.uint8}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

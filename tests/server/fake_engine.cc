@@ -57,6 +57,7 @@ class FakeHandle final : public RequestHandle {
     if (wants) request_->engine_.PostNotify(request_);
   }
   void Cancel() override { request_->Cancel(); }
+  int cached_prompt_tokens() const override { return kFakeCachedTokens; }
 
  private:
   std::shared_ptr<FakeRequest> request_;
@@ -199,6 +200,10 @@ EngineStats FakeEngine::Stats() const {
   stats.max_running_seen = 7;
   stats.kv_blocks_in_use = 5;
   stats.kv_blocks_total = 100;
+  stats.kv_blocks_cached = 6;
+  stats.prefix_hit_tokens = 64;
+  stats.prefix_miss_tokens = 65;
+  stats.prefix_evictions = 8;
   stats.weight_bytes = 1000;
   stats.domains.resize(2);
   stats.domains[0].name = "en";

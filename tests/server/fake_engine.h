@@ -19,6 +19,7 @@ namespace scion {
 
 inline constexpr int32_t kFakeEos = 256;
 inline constexpr int kFakeContext = 64;
+inline constexpr int kFakeCachedTokens = 1;  // of every prompt
 
 class FakeTokenizer final : public Tokenizer {
  public:

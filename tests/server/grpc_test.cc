@@ -147,6 +147,7 @@ TEST_F(GrpcTest, GenerateStreamsTextTokensAndOneFinish) {
   EXPECT_EQ(response.finish().reason(), v1::Finish::LENGTH);
   EXPECT_EQ(response.finish().usage().prompt_tokens(), 2);
   EXPECT_EQ(response.finish().usage().completion_tokens(), 2);
+  EXPECT_EQ(response.finish().usage().cached_prompt_tokens(), kFakeCachedTokens);
 }
 
 TEST_F(GrpcTest, AStopStringEndsTheTextBeforeItAndTheWorkAtOnce) {

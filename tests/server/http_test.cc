@@ -67,7 +67,10 @@ TEST(HttpTest, AWholeCompletion) {
   EXPECT_EQ(choice["logprobs"]["token_logprobs"], json({-0.5, -1.5}));
   EXPECT_EQ(choice["logprobs"]["top_logprobs"][1], json({{"bytes:\\xe7", -1.0}}));
   EXPECT_EQ(choice["logprobs"]["text_offset"], json({0, 1}));
-  EXPECT_EQ(body["usage"], json({{"prompt_tokens", 2}, {"completion_tokens", 2}, {"total_tokens", 4}}));
+  EXPECT_EQ(body["usage"], json({{"prompt_tokens", 2},
+                                 {"completion_tokens", 2},
+                                 {"total_tokens", 4},
+                                 {"prompt_tokens_details", {{"cached_tokens", kFakeCachedTokens}}}}));
 }
 
 TEST(HttpTest, TheHeaderMayNameTheDomain) {
@@ -99,7 +102,8 @@ TEST(HttpTest, AStreamedCompletionHasOneEndAndThenDone) {
   const size_t finish = rest.find(R"("finish_reason":"stop")");
   ASSERT_NE(finish, std::string::npos);
   EXPECT_EQ(rest.find(R"("finish_reason":"stop")", finish + 1), std::string::npos);
-  EXPECT_GT(rest.find(R"("usage":{"prompt_tokens":2,"completion_tokens":2,"total_tokens":4})"), finish);
+  EXPECT_GT(rest.find(R"("usage":{"prompt_tokens":2,"completion_tokens":2,"total_tokens":4,)"), finish);
+  EXPECT_GT(rest.find(R"("prompt_tokens_details":{"cached_tokens":1})"), finish);
   EXPECT_EQ(request->finishes_taken(), 1);
   client.Send(GetText("/healthz"));
   EXPECT_TRUE(client.ReadUntil("HTTP/1.1 200")) << "the connection is kept";
@@ -175,8 +179,9 @@ TEST(HttpTest, MetricsShowEngineAndServerAndNeedNoEngine) {
   const std::string text = Get(server.http_port(), "/metrics").body;
   for (const char* line :
        {"scion_ready 1", "scion_requests_waiting 3", "scion_requests_running 2", "scion_requests_running_max 7",
-        "scion_kv_blocks_in_use 5", "scion_kv_blocks_total 100",
-        R"(scion_expert_tokens_total{domain="cpp",layer="1",expert="1"} 14)",
+        "scion_kv_blocks_in_use 5", "scion_kv_blocks_cached 6", "scion_kv_blocks_total 100",
+        "scion_prefix_cache_hit_tokens_total 64", "scion_prefix_cache_miss_tokens_total 65",
+        "scion_prefix_cache_evictions_total 8", R"(scion_expert_tokens_total{domain="cpp",layer="1",expert="1"} 14)",
         R"(scion_generated_tokens_total{domain="cpp"} 99)", R"(scion_domain_weight_bytes{domain="cpp"} 400)",
         R"(scion_build_info{version="1.2.3",tier="portable")", "scion_time_to_first_token_seconds_count 1",
         "scion_inter_token_latency_seconds_count 1"}) {

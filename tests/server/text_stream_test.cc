@@ -38,6 +38,7 @@ TEST_F(TextStreamTest, GivesTextTokensAndOneFinishWithUsage) {
   EXPECT_EQ(chunk->finish->reason, TextFinish::Reason::kLength);
   EXPECT_EQ(chunk->finish->usage.prompt_tokens, 2);
   EXPECT_EQ(chunk->finish->usage.completion_tokens, 3);
+  EXPECT_EQ(chunk->finish->usage.cached_prompt_tokens, kFakeCachedTokens);
   EXPECT_FALSE(stream.TryNext());
 }
 

@@ -10,8 +10,10 @@ std::vector<Kernels> AllKernels() {
     all.push_back({std::string(kernels::TierName(tier)), &kernels::GetKernels(tier)});
   }
 #if defined(__x86_64__)
-  if (all.back().name != "portable" && all.back().name != "avx512bf16")
+  const kernels::Tier best = kernels::SupportedTiers().back();
+  if (best >= kernels::Tier::kAvx512 && best != kernels::Tier::kAvx512Bf16) {
     all.push_back({"avx512bf16emulated", &kernels::kEmulatedBf16Table});
+  }
 #endif
   return all;
 }

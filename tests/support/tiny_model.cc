@@ -25,7 +25,8 @@ class Builder {
 
   TinyFile Trunk() {
     TinyFile file{o_.model_type == "llama" ? "model.safetensors" : "trunk.safetensors", {}};
-    file.tensors.push_back(Floats("model.embed_tokens.weight", {o_.vocab_size, o_.hidden_size}, 0, 1));
+    const std::optional<DType> head_blocks = o_.blocks == DType::kQ4_0 ? DType::kQ8_0 : o_.blocks;
+    file.tensors.push_back(Matrix("model.embed_tokens.weight", o_.vocab_size, o_.hidden_size, 1, head_blocks));
     for (int l = 0; l < o_.num_layers; ++l) {
       const std::string p = "model.layers." + std::to_string(l) + ".";
       const int q_rows = o_.num_heads * o_.head_dim, kv_rows = o_.num_kv_heads * o_.head_dim;
@@ -38,7 +39,10 @@ class Builder {
       if (!IsSparse(l)) AddFfn(file, p + "mlp.", o_.intermediate_size);
     }
     file.tensors.push_back(Floats("model.norm.weight", {o_.hidden_size}, 1, 0.2));
-    if (!o_.tie_word_embeddings) file.tensors.push_back(Matrix("lm_head.weight", o_.vocab_size, o_.hidden_size));
+    if (!o_.tie_word_embeddings) {
+      const double spread = 2 / std::sqrt(static_cast<double>(o_.hidden_size));
+      file.tensors.push_back(Matrix("lm_head.weight", o_.vocab_size, o_.hidden_size, spread, head_blocks));
+    }
     return file;
   }
 
@@ -77,7 +81,41 @@ class Builder {
   }
 
   TinyTensor Matrix(std::string name, int rows, int cols) {
-    return Floats(std::move(name), {rows, cols}, 0, 2 / std::sqrt(static_cast<double>(cols)));
+    return Matrix(std::move(name), rows, cols, 2 / std::sqrt(static_cast<double>(cols)), o_.blocks);
+  }
+
+  TinyTensor Matrix(std::string name, int rows, int cols, double spread, std::optional<DType> blocks) {
+    if (!blocks.has_value() || cols % DTypeBlockElements(*blocks) != 0) {
+      return Floats(std::move(name), {rows, cols}, 0, spread);
+    }
+    const int num_blocks = rows * (cols / DTypeBlockElements(*blocks));
+    TinyTensor tensor{std::move(name), DType::kU8, {rows, 0}, {}, blocks};
+    for (int b = 0; b < num_blocks; ++b) tensor.data += RandomBlock(*blocks, spread);
+    tensor.shape[1] = static_cast<int64_t>(tensor.data.size()) / rows;
+    return tensor;
+  }
+
+  // Any bytes are codes; the halves that scale them are such that no weight is much larger than `spread`.
+  std::string RandomBlock(DType type, double spread) {
+    struct Layout {
+      DType type;
+      std::vector<size_t> scales;  // where they lie in the block
+      double largest_code;         // with the sub-block's scale, for the K types
+    };
+    static const Layout kLayouts[] = {{DType::kQ8_0, {0}, 127},       {DType::kQ4_0, {0}, 8},
+                                      {DType::kQ4_1, {0, 2}, 15},     {DType::kQ5_0, {0}, 16},
+                                      {DType::kQ5_1, {0, 2}, 31},     {DType::kQ4K, {0, 2}, 63 * 15},
+                                      {DType::kQ5K, {0, 2}, 63 * 31}, {DType::kQ6K, {208}, 127 * 32}};
+    std::string block(DTypeBytes(type), '\0');
+    for (char& c : block) c = static_cast<char>(random_());
+    for (const Layout& layout : kLayouts) {
+      if (layout.type != type) continue;
+      for (size_t place : layout.scales) {
+        const uint16_t scale = F32ToF16(static_cast<float>(spread / layout.largest_code * (0.25 + 0.75 * Uniform())));
+        std::memcpy(&block[place], &scale, sizeof(scale));
+      }
+    }
+    return block;
   }
 
   void AddFfn(TinyFile& file, const std::string& prefix, int intermediate_size) {
@@ -183,6 +221,13 @@ TinyModel MakeTinyModel(const TinyModelOptions& options) {
   if (options.model_type == "scion" && !options.sparse_layers.empty()) {
     for (const TinyDomain& domain : options.domains) model.files.push_back(builder.Domain(domain));
   }
+  if (!options.blocks.has_value()) return model;
+  OrderedJson quantization = {{"quant_method", "ggml"}, {"type", DTypeName(*options.blocks)}};
+  for (const TinyTensor& tensor : model.files[0].tensors) {
+    if (!tensor.blocks.has_value() || tensor.blocks == options.blocks) continue;
+    quantization["tensors"][tensor.name] = DTypeName(*tensor.blocks);
+  }
+  model.config["quantization_config"] = std::move(quantization);
   return model;
 }
 

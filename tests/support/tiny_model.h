@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -36,6 +37,9 @@ struct TinyModelOptions {
   std::vector<TinyDomain> domains = {{"alpha", 3}, {"beta", 2}};
   std::string default_domain = "alpha";
   DType dtype = DType::kBF16;  // kF32, kBF16 or kF16
+  // Matrices whose rows such blocks fill are quantised: random blocks, stored as U8. Embedding and head of a kQ4_0
+  // model are kQ8_0.
+  std::optional<DType> blocks = {};
   bool tie_word_embeddings = true;
   int max_position_embeddings = 128;
   int bos_token_id = 0;
@@ -50,6 +54,7 @@ struct TinyTensor {
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
   std::string data;
+  std::optional<DType> blocks = {};  // of these, shape being in bytes and dtype kU8
 };
 
 struct TinyFile {

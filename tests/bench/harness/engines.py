@@ -18,7 +18,7 @@ class Engine:
     """threads: of computation. measure() dispatches on the row's kind."""
 
     def __init__(self, name, directory, threads):
-        self.name, self.directory, self.threads = name, pathlib.Path(directory), threads
+        self.name, self.directory, self.threads = name, pathlib.Path(directory).resolve(), threads
 
     def measure(self, row, model):
         """The row's figures, by name, for models.Model `model`."""
@@ -51,7 +51,8 @@ class Engine:
         return context
 
     def _run(self, *command):
-        ran = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        with tempfile.TemporaryDirectory() as here:  # some leave a log file where they stand
+            ran = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=here)
         if ran.returncode != 0:
             raise RuntimeError(f"{command[0]} ended with {ran.returncode}: {(ran.stdout + ran.stderr)[-2000:]}")
         return ran

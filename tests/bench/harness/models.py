@@ -31,7 +31,7 @@ class Models:
     llama-quantize, or None: then only BF16 files can be made."""
 
     def __init__(self, directory, quantize):
-        self.directory, self.quantize = pathlib.Path(directory), quantize
+        self.directory, self.quantize = pathlib.Path(directory).resolve(), quantize
 
     def get(self, row):
         """The row's model, made if it is missing. ValueError says what is missing to make it."""

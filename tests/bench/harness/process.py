@@ -24,7 +24,9 @@ class ServerProcess:
         self.port = free_port()
         self._log = tempfile.TemporaryFile(mode="w+", errors="replace")
         self.started = time.perf_counter()
-        self._process = subprocess.Popen([str(part) for part in command(self.port)], stdout=self._log, stderr=self._log)
+        self._directory = tempfile.TemporaryDirectory()  # some leave a log file where they stand
+        self._process = subprocess.Popen([str(part) for part in command(self.port)], stdout=self._log, stderr=self._log,
+                                         cwd=self._directory.name)
 
     def first_answer(self, path, body):
         """Posts the body until the server answers with 200. Returns the seconds from exec to the end of that answer."""
@@ -64,3 +66,4 @@ class ServerProcess:
             self._process.kill()
             self._process.wait()
         self._log.close()
+        self._directory.cleanup()

@@ -3,6 +3,7 @@
 //
 //   peer_logits MODEL tokenize < TEXT                 one line of token ids, special ones as the model says
 //   peer_logits MODEL logits SEQUENCES OUT            as dump_logits
+//   peer_logits MODEL plain-logits SEQUENCES OUT      the same with flash attention off: the same numbers, in theory
 //   peer_logits MODEL greedy SEQUENCES TOKENS         per sequence a line of TOKENS ids, each with the difference of
 //   the
 //                                                     two highest logits that chose it: "id:gap id:gap ..."
@@ -81,15 +82,17 @@ int main(int argc, char** argv) {
   params.n_batch = 2048;
   params.n_ubatch = 512;
   params.n_threads = params.n_threads_batch = 2;
+  if (verb == "plain-logits") params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+  const bool dumps = verb != "greedy";
   llama_context* context = llama_init_from_model(model, params);
   if (context == nullptr) return 1;
   std::ofstream out;
-  if (verb == "logits") out.open(argv[4], std::ios::binary);
+  if (dumps) out.open(argv[4], std::ios::binary);
   for (const Sequence& s : ReadSequences(argv[3])) {
     llama_memory_clear(llama_get_memory(context), true);
     Decode(context, s.ids, 0);
     const int last = static_cast<int>(s.ids.size()) - 1;
-    if (verb == "logits") {
+    if (dumps) {
       for (int i = s.first; i <= last; ++i) {
         out.write(reinterpret_cast<const char*>(llama_get_logits_ith(context, i)),
                   static_cast<std::streamsize>(sizeof(float)) * vocab_size);

@@ -15,7 +15,7 @@ ln -s "$absl_include/absl" "$work/include/absl"
 count=0
 for source in "$source_dir"/engine/kernels/*.cc; do
   case $source in
-    */tier_avx512.cc | */tier_avx512vnni.cc | */tier_avx512bf16.cc) continue ;; # CMake adds them on x86-64 only
+    */tier_avx2.cc | */tier_avx512.cc | */tier_avx512vnni.cc | */tier_avx512bf16.cc) continue ;; # CMake adds them on x86-64 only
   esac
   aarch64-linux-gnu-g++ -std=c++20 -O2 -Wall -Wextra -Werror -ffp-contract=off -I"$source_dir" -I"$work/include" \
     -c "$source" -o "$work/out.o"

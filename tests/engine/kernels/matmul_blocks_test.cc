@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "engine/kernels/ggml_blocks.h"
+#include "engine/kernels/packed_blocks.h"
 #include "tests/engine/kernels/test_util.h"
 
 namespace scion::kernels {
@@ -14,12 +16,16 @@ namespace {
 constexpr DType kBlockTypes[] = {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1, DType::kQ5_0,
                                  DType::kQ5_1, DType::kQ4K,  DType::kQ5K,  DType::kQ6K};
 
-// Rows of blocks of arbitrary codes; the fp16 scales are finite and of moderate size.
-std::vector<std::byte> RandomBlocks(DType type, int rows, int in_features, uint32_t seed) {
+// Rows of blocks of arbitrary codes, or of bytes drawn from `bytes`; the fp16 scales are finite and of moderate size.
+std::vector<std::byte> RandomBlocks(DType type, int rows, int in_features, uint32_t seed,
+                                    const std::vector<uint8_t>& bytes = {}) {
   std::mt19937 generator(seed);
   const size_t row_bytes = DTypeRowBytes(type, static_cast<uint64_t>(in_features));
   std::vector<std::byte> out(static_cast<size_t>(rows) * row_bytes);
-  for (std::byte& b : out) b = static_cast<std::byte>(generator());
+  for (std::byte& b : out) {
+    const uint32_t random = generator();
+    b = static_cast<std::byte>(bytes.empty() ? random : bytes[random % bytes.size()]);
+  }
   const auto set_half = [&](size_t at) {
     const uint16_t half = static_cast<uint16_t>((generator() & 0x83ff) | 0x1800 | (generator() & 0x0400));
     std::memcpy(&out[at], &half, sizeof(half));
@@ -36,8 +42,9 @@ struct BlockMatrix {
   OwnedMatrix packed;
 };
 
-BlockMatrix RandomMatrix(DType type, int out_features, int in_features, uint32_t seed) {
-  const std::vector<std::byte> blocks = RandomBlocks(type, out_features, in_features, seed);
+BlockMatrix RandomMatrix(DType type, int out_features, int in_features, uint32_t seed,
+                         const std::vector<uint8_t>& bytes = {}) {
+  const std::vector<std::byte> blocks = RandomBlocks(type, out_features, in_features, seed, bytes);
   const size_t row_bytes = DTypeRowBytes(type, static_cast<uint64_t>(in_features));
   BlockMatrix m;
   m.values.resize(static_cast<size_t>(out_features) * static_cast<size_t>(in_features));
@@ -94,6 +101,23 @@ class MatMulBlocksTest : public ::testing::TestWithParam<NamedTable> {
 
 // Against double precision on the dequantised weights and the rounded activations: only the additions of block sums
 // round.
+void ExpectMatchesReference(const BlockMatrix& m, const Int8Activations& a, const std::vector<float>& got, int rows) {
+  const int in = m.packed.matrix.in_features;
+  const int out = m.packed.matrix.out_features;
+  for (int r = 0; r < rows; ++r) {
+    for (int n = 0; n < out; ++n) {
+      double want = 0, magnitude = 0;
+      for (int i = 0; i < in; ++i) {
+        const double product = a.values[static_cast<size_t>(r * in + i)] * m.values[static_cast<size_t>(n * in + i)];
+        want += product;
+        magnitude += std::fabs(product);
+      }
+      ASSERT_NEAR(got[static_cast<size_t>(r * out + n)], want, 1e-6 * magnitude + 1e-12)
+          << "in " << in << " out " << out << " rows " << rows << " at " << r << ", " << n;
+    }
+  }
+}
+
 TEST_P(MatMulBlocksTest, MatchesTheReferenceAtOddSizes) {
   for (DType type : kBlockTypes) {
     for (int in : {DTypeBlockElements(type), 3 * 256, 1024 + 256}) {
@@ -103,23 +127,68 @@ TEST_P(MatMulBlocksTest, MatchesTheReferenceAtOddSizes) {
           const std::vector<float> x = RandomFloats(static_cast<size_t>(rows * in), 2);
           const Int8Activations a = Prepare(k(), x, rows, in);
           const std::vector<float> got = MatMul(k(), m.packed.matrix, a.prepared, rows);
-          for (int r = 0; r < rows; ++r) {
-            for (int n = 0; n < out; ++n) {
-              double want = 0, magnitude = 0;
-              for (int i = 0; i < in; ++i) {
-                const double product =
-                    a.values[static_cast<size_t>(r * in + i)] * m.values[static_cast<size_t>(n * in + i)];
-                want += product;
-                magnitude += std::fabs(product);
-              }
-              ASSERT_NEAR(got[static_cast<size_t>(r * out + n)], want, 1e-6 * magnitude + 1e-12)
-                  << DTypeName(type) << " in " << in << " out " << out << " rows " << rows << " at " << r << ", " << n;
-            }
-          }
+          ASSERT_NO_FATAL_FAILURE(ExpectMatchesReference(m, a, got, rows)) << DTypeName(type);
         }
       }
     }
   }
+}
+
+// The largest codes on both sides: two products of an unsigned and a signed byte exceed 16 bits, 32 of them too, and
+// the magnitude of -128 exceeds 7 bits. Sums that saturate or wrap are off by about as much as they should be.
+TEST_P(MatMulBlocksTest, DotProductsOfExtremeCodesAreExact) {
+  constexpr int kIn = 512, kOut = 65, kRows = 7;
+  // Activations of one magnitude, so that every code is 127, 0 or -127: all positive, all negative, alternating in two
+  // ways, half zeros, then random.
+  std::vector<float> x(kRows * kIn);
+  std::mt19937 generator(10);
+  for (int i = 0; i < kIn; ++i) {
+    const float row[kRows] = {1.0f,
+                              -1.0f,
+                              i % 2 == 0 ? 1.0f : -1.0f,
+                              i % 4 < 2 ? -1.0f : 1.0f,
+                              i % 32 < 16 ? 0.0f : 1.0f,
+                              static_cast<float>(generator() % 3) - 1.0f,
+                              generator() % 2 == 0 ? 1.0f : -1.0f};
+    for (int r = 0; r < kRows; ++r) x[static_cast<size_t>(r * kIn + i)] = row[r];
+  }
+  const Int8Activations a = Prepare(k(), x, kRows, kIn);
+  const std::vector<uint8_t> all_bytes[] = {
+      {0x00}, {0xff}, {0x80}, {0x7f}, {0x81}, {0x00, 0xff}, {0x80, 0x7f, 0x81, 0xff}};
+  for (DType type : kBlockTypes) {
+    for (const std::vector<uint8_t>& bytes : all_bytes) {
+      const BlockMatrix m = RandomMatrix(type, kOut, kIn, 11, bytes);
+      const std::vector<float> got = MatMul(k(), m.packed.matrix, a.prepared, kRows);
+      ASSERT_NO_FATAL_FAILURE(ExpectMatchesReference(m, a, got, kRows))
+          << DTypeName(type) << " of bytes like " << int{bytes[0]};
+    }
+  }
+}
+
+// A tier may rely on BlockFormat's bounds; arbitrary blocks go beyond neither.
+template <WeightType kType>
+void ExpectCodesBetween(DType type, int smallest, int largest) {
+  using Format = BlockFormat<kType>;
+  EXPECT_EQ(Format::kMinCode, smallest) << DTypeName(type);
+  EXPECT_EQ(Format::kMaxCode, largest) << DTypeName(type);
+  const BlockMatrix m = RandomMatrix(type, kPanelWidth, 1024, 12);
+  ASSERT_EQ(m.packed.matrix.type, kType);
+  std::set<int> codes;
+  for (size_t block = 0; block < PackedBytes(kType, kPanelWidth, 1024); block += Format::kBytes) {
+    for (size_t i = Format::kScaleBytes; i < Format::kBytes; ++i) {
+      codes.insert(static_cast<int>(m.packed.matrix.data[block + i]));
+    }
+  }
+  EXPECT_GE(*codes.begin(), smallest) << DTypeName(type);
+  EXPECT_LE(*codes.rbegin(), largest) << DTypeName(type);
+}
+
+TEST(BlockFormatTest, CodesLieWithinTheBoundsOfTheirFormat) {
+  ExpectCodesBetween<WeightType::kQ8>(DType::kQ8_0, 0, 255);
+  ExpectCodesBetween<WeightType::kQ8>(DType::kQ5_0, 0, 255);
+  ExpectCodesBetween<WeightType::kQ8Min>(DType::kQ5_1, 0, 31);
+  ExpectCodesBetween<WeightType::kQ8Min>(DType::kQ5K, 0, 31);
+  ExpectCodesBetween<WeightType::kQ8Half>(DType::kQ6K, 96, 159);
 }
 
 TEST_P(MatMulBlocksTest, RowsHaveTheSameBitsAloneAndInCompany) {

@@ -31,7 +31,7 @@ inline std::vector<NamedTable> AllTables() {
     tables.push_back({std::string(TierName(t)), &GetKernels(t), t == Tier::kAvx512Bf16, t != Tier::kPortable});
   }
 #if defined(__x86_64__)
-  if (tables.size() > 1) tables.push_back({"avx512bf16_emulated", &kEmulatedBf16Table, true, true});
+  if (SupportedTiers().back() >= Tier::kAvx512) tables.push_back({"avx512bf16_emulated", &kEmulatedBf16Table, true, true});
 #endif
   return tables;
 }

@@ -62,7 +62,7 @@ TEST(TiersTest, TheVariableChoosesAnySupportedTier) {
 }
 
 TEST(TiersTest, AnUnknownNameIsRefusedWithTheListOfThoseThatRun) {
-  for (const char* value : {"AVX512", "avx", "portable ", "neon"}) {
+  for (const char* value : {"AVX512", "avx", "avx2 ", "portable ", "neon"}) {
     const ScopedTierVariable variable(value);
     const absl::StatusOr<Tier> tier = ChooseTier();
     ASSERT_EQ(tier.status().code(), absl::StatusCode::kInvalidArgument) << value;
@@ -75,7 +75,7 @@ TEST(TiersTest, AnUnknownNameIsRefusedWithTheListOfThoseThatRun) {
 }
 
 TEST(TiersTest, ATierThatTheMachineLacksIsRefusedAsSuch) {
-  for (Tier t : {Tier::kPortable, Tier::kAvx512, Tier::kAvx512Bf16}) {
+  for (Tier t : {Tier::kPortable, Tier::kAvx2, Tier::kAvx512, Tier::kAvx512Vnni, Tier::kAvx512Bf16}) {
     const ScopedTierVariable variable(std::string(TierName(t)).c_str());
     const auto supported = SupportedTiers();
     if (std::find(supported.begin(), supported.end(), t) != supported.end()) {

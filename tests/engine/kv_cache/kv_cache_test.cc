@@ -3,8 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
+#include <deque>
 #include <limits>
+#include <map>
+#include <random>
 #include <set>
 
 namespace scion {
@@ -26,6 +30,85 @@ TEST(KvCache, GivesEachBlockOnceUntilItIsFreed) {
   cache->Free(3);
   EXPECT_EQ(cache->blocks_in_use(), 4);
   EXPECT_EQ(cache->Allocate(), std::optional<int32_t>(3));
+}
+
+TEST(KvCache, ABlockIsInUseUntilItsLastHolderLetsGo) {
+  absl::StatusOr<KvCache> cache = KvCache::Create({{"a", 4}}, 32, 1);
+  ASSERT_TRUE(cache.ok());
+  const int32_t block = *cache->Allocate();
+  cache->Share(block);
+  cache->Free(block);
+  EXPECT_EQ(cache->blocks_in_use(), 1);
+  EXPECT_FALSE(cache->Allocate().has_value());
+  cache->Free(block);
+  EXPECT_EQ(cache->blocks_in_use(), 0);
+  EXPECT_EQ(cache->Allocate(), std::optional<int32_t>(block));
+}
+
+TEST(KvCache, KeptBlocksAreTakenLastAndInTheOrderInWhichTheyWereKept) {
+  absl::StatusOr<KvCache> cache = KvCache::Create({{"a", 4}}, 32, 5);
+  ASSERT_TRUE(cache.ok());
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(cache->Allocate().has_value());
+  for (int32_t block : {3, 1, 4, 0}) cache->FreeKeeping(block);
+  cache->Free(2);
+  EXPECT_EQ(cache->blocks_in_use(), 0);
+  EXPECT_EQ(cache->blocks_kept(), 4);
+  // 1 is wanted again, and kept anew: it is the last now.
+  cache->Share(1);
+  EXPECT_EQ(cache->blocks_in_use(), 1);
+  EXPECT_EQ(cache->blocks_kept(), 3);
+  cache->FreeKeeping(1);
+  for (int32_t block : {2, 3, 4, 0, 1}) EXPECT_EQ(cache->Allocate(), std::optional<int32_t>(block));
+  EXPECT_FALSE(cache->Allocate().has_value());
+  EXPECT_EQ(cache->blocks_kept(), 0);
+  EXPECT_EQ(cache->blocks_in_use(), 5);
+}
+
+// Random calls against lists of holders and of kept blocks.
+TEST(KvCache, CountsAsListsWould) {
+  absl::StatusOr<KvCache> cache = KvCache::Create({{"a", 4}}, 32, 9);
+  ASSERT_TRUE(cache.ok());
+  std::mt19937 random(5);
+  std::map<int32_t, int> holders;
+  std::deque<int32_t> kept;
+  int evictions = 0;
+  for (int i = 0; i < 20000; ++i) {
+    const unsigned what = random() % 8;
+    if (what < 3) {
+      const std::optional<int32_t> block = cache->Allocate();
+      ASSERT_EQ(block.has_value(), holders.size() < 9);
+      if (!block) continue;
+      ASSERT_FALSE(holders.contains(*block));
+      if (holders.size() + kept.size() == 9) {
+        ASSERT_EQ(*block, kept.front());
+        kept.pop_front();
+        ++evictions;
+      } else {
+        ASSERT_EQ(std::count(kept.begin(), kept.end(), *block), 0);
+      }
+      holders[*block] = 1;
+    } else if (what < 4 && !kept.empty()) {
+      const size_t at = random() % kept.size();
+      cache->Share(kept[at]);
+      holders[kept[at]] = 1;
+      kept.erase(kept.begin() + static_cast<std::ptrdiff_t>(at));
+    } else if (!holders.empty()) {
+      const auto it = std::next(holders.begin(), static_cast<std::ptrdiff_t>(random() % holders.size()));
+      if (what < 5) {
+        cache->Share(it->first);
+        ++it->second;
+        continue;
+      }
+      const bool keeps = what < 7;
+      keeps ? cache->FreeKeeping(it->first) : cache->Free(it->first);
+      if (--it->second > 0) continue;
+      if (keeps) kept.push_back(it->first);
+      holders.erase(it);
+    }
+    ASSERT_EQ(cache->blocks_in_use(), static_cast<int>(holders.size()));
+    ASSERT_EQ(cache->blocks_kept(), static_cast<int>(kept.size()));
+  }
+  EXPECT_GT(evictions, 100);
 }
 
 TEST(KvCache, PlanesDoNotOverlap) {

@@ -153,6 +153,23 @@ TEST_F(AllocationBoundTest, AsManyTensorsAsAllowedAndOneMore) {
   }
 }
 
+TEST_F(AllocationBoundTest, AsManyBlockTypesAsAConfigHolds) {
+  for (int count : {65'000, 70'000}) {  // values of a config.json: 65,536
+    std::string header = "{", types;
+    for (int t = 0; t < count; ++t) {
+      const std::string name = "model.layers.1000.mlp.experts." + std::to_string(t);
+      header += (t > 0 ? ",\"" : "\"") + name + R"(":{"dtype":"U8","shape":[0,18],"data_offsets":[0,0]})";
+      types += (t > 0 ? ",\"" : "\"") + name + R"(":"Q4_0")";
+    }
+    WriteBytes(trunk_, SafetensorsBytes(header + "}", ""));
+    const std::string config = model_.config.dump();
+    WriteBytes(dir_.path() / "config.json",
+               config.substr(0, config.size() - 1) +
+                   R"(,"quantization_config":{"quant_method":"ggml","type":"Q8_0","tensors":{)" + types + "}}}");
+    EXPECT_EQ(OpenUnderLimit(dir_.path()), kRefused) << count;
+  }
+}
+
 TEST_F(AllocationBoundTest, JsonOfManySmallValues) {
   std::string objects = "{\"weight_map\":{", arrays = "{\"weight_map\":[";
   for (int i = 0; i < 3'000'000; ++i) {

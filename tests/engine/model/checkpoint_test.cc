@@ -32,8 +32,12 @@ void ExpectHolds(const Checkpoint& checkpoint, const TinyModel& model) {
       const absl::StatusOr<const TensorInfo*> tensor = checkpoint.Find(expected.name);
       ASSERT_TRUE(tensor.ok()) << tensor.status();
       EXPECT_EQ((*tensor)->file, static_cast<int>(f));
-      EXPECT_EQ((*tensor)->shape, expected.shape);
-      EXPECT_EQ((*tensor)->dtype, expected.dtype);
+      std::vector<int64_t> shape = expected.shape;
+      if (expected.blocks.has_value()) {
+        shape[1] = shape[1] / static_cast<int64_t>(DTypeBytes(*expected.blocks)) * DTypeBlockElements(*expected.blocks);
+      }
+      EXPECT_EQ((*tensor)->shape, shape);
+      EXPECT_EQ((*tensor)->dtype, expected.blocks.value_or(expected.dtype));
       ASSERT_EQ((*tensor)->bytes, expected.data.size());
       std::string data((*tensor)->bytes, '\0');
       ASSERT_TRUE(checkpoint.Read(**tensor, 0, std::as_writable_bytes(std::span(data))).ok());
@@ -66,8 +70,31 @@ INSTANTIATE_TEST_SUITE_P(
                       TinyModelOptions{.num_layers = 2, .sparse_layers = {0, 1}},
                       TinyModelOptions{.sparse_layers = {}, .domains = {}},
                       TinyModelOptions{.domains = {{"a", 1}, {"b-2", 7}, {"default", 2}}, .default_domain = "b-2"},
+                      TinyModelOptions{.blocks = DType::kQ8_0},
+                      TinyModelOptions{.blocks = DType::kQ4_0, .tie_word_embeddings = false, .with_lock = true},
+                      TinyModelOptions{.model_type = "llama", .blocks = DType::kQ5_1},
+                      TinyModelOptions{.hidden_size = 256, .moe_intermediate_size = 512, .blocks = DType::kQ4K},
                       TinyModelOptions{.model_type = "llama", .tie_word_embeddings = false},
                       TinyModelOptions{.model_type = "llama", .with_index = false}));
+
+// Which tensors the kinds above quantise, and with which types.
+TEST(QuantizedCheckpoint, MatricesWhoseRowsBlocksFillAreBlocks) {
+  TempDir dir;
+  const TinyModel model = MakeTinyModel({.blocks = DType::kQ4_0, .tie_word_embeddings = false});
+  WriteTinyModel(model, dir.path());
+  const absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(dir.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  for (const auto& [name, type] : {std::pair<const char*, DType>{"model.embed_tokens.weight", DType::kQ8_0},
+                                   {"lm_head.weight", DType::kQ8_0},
+                                   {"model.layers.0.self_attn.q_proj.weight", DType::kQ4_0},
+                                   {"model.layers.0.mlp.gate_proj.weight", DType::kQ4_0},
+                                   {"model.layers.0.mlp.down_proj.weight", DType::kBF16},  // rows of 48
+                                   {"model.layers.1.mlp.domains.alpha.experts.0.up_proj.weight", DType::kQ4_0},
+                                   {"model.layers.1.mlp.domains.alpha.route", DType::kI32},
+                                   {"model.norm.weight", DType::kBF16}}) {
+    EXPECT_EQ((*(*checkpoint)->Find(name))->dtype, type) << name;
+  }
+}
 
 }  // namespace
 }  // namespace scion

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <optional>
 #include <ostream>
 #include <string>
 #include <utility>
@@ -32,6 +33,7 @@ struct Damage {
   std::vector<std::string> mentions = {};
   bool with_index = true;
   bool with_lock = false;
+  std::optional<DType> blocks = {};  // of the whole model
 };
 
 inline void PrintTo(const Damage& damage, std::ostream* out) { *out << damage.name; }
@@ -41,6 +43,7 @@ inline TinyModel WholeModel(const Damage& damage) {
   return MakeTinyModel({.vocab_size = 53,
                         .num_experts_per_tok = 2,
                         .route_weights = true,
+                        .blocks = damage.blocks,
                         .with_index = damage.with_index,
                         .with_lock = damage.with_lock});
 }

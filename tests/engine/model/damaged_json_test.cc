@@ -126,13 +126,15 @@ std::vector<Damage> Configs() {
   add("bos_token_id", 53, "'bos_token_id'");
 
   const auto kUnimplemented = absl::StatusCode::kUnimplemented;
-  add("model_type", "mixtral", "'mixtral'", kUnimplemented);
+  add("model_type", "gpt_oss", "'gpt_oss'", kUnimplemented);
+  add("model_type", "mixtral", "'architectures'", kUnimplemented);
   add("architectures", Json::array({"LlamaForCausalLM"}), "'architectures'", kUnimplemented);
   add("hidden_act", "gelu", "'gelu'", kUnimplemented);
   add("attention_bias", true, "'attention_bias'", kUnimplemented);
   add("mlp_bias", true, "'mlp_bias'", kUnimplemented);
   add("sliding_window", 4096, "'sliding_window'", kUnimplemented);
-  add("quantization_config", Json::object({{"bits", 4}}), "'quantization_config'", kUnimplemented);
+  add("use_sliding_window", true, "'use_sliding_window'", kUnimplemented);
+  add("layer_types", Json::array({"full_attention", "sliding_attention"}), "'layer_types'", kUnimplemented);
   add("rope_scaling", Json::object({{"rope_type", "yarn"}}), "'yarn'", kUnimplemented);
   add("rope_scaling", Json::object({{"type", "linear"}}), "'linear'", kUnimplemented);
   add("rope_parameters", Json::object({{"rope_type", "llama3"}}), "'llama3'", kUnimplemented);

@@ -164,7 +164,7 @@ TEST_P(GgufExperts, AreTensorsByThemselves) {
     EXPECT_EQ(layer.ffn.num_experts_per_tok, 1);
     EXPECT_EQ(layer.ffn.intermediate_size, 32);
     const std::string blk = "blk." + std::to_string(l) + ".";
-    ExpectTensor(*checkpoint, GateTensorName(l), {num_experts, 256}, DType::kF32,
+    ExpectTensor(*checkpoint, GateTensorName(checkpoint->spec(), l), {num_experts, 256}, DType::kF32,
                  file.Tensor(blk + "ffn_gate_inp.weight").data);
     for (const auto& [projection, dtype] :
          {std::pair<std::string, DType>{"gate", DType::kF32}, {"up", DType::kQ4K}, {"down", DType::kQ8_0}}) {
@@ -176,7 +176,7 @@ TEST_P(GgufExperts, AreTensorsByThemselves) {
         const size_t begin = GetParam().experts_apart ? 0 : static_cast<size_t>(e) * bytes;
         const std::vector<int64_t> shape =
             projection == "down" ? std::vector<int64_t>{256, 32} : std::vector<int64_t>{32, 256};
-        ExpectTensor(*checkpoint, GateRoutedExpertTensorName(l, e, projection), shape, dtype,
+        ExpectTensor(*checkpoint, GateRoutedExpertTensorName(checkpoint->spec(), l, e, projection), shape, dtype,
                      std::string_view(data).substr(begin, bytes));
       }
     }

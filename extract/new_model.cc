@@ -1,0 +1,115 @@
+#include "extract/new_model.h"
+
+#include <algorithm>
+#include <system_error>
+#include <utility>
+
+#include "engine/base/json.h"
+#include "engine/base/status.h"
+#include "engine/model/model_files.h"
+#include "extract/companion_files.h"
+#include "extract/lock_builder.h"
+
+namespace scion {
+namespace {
+
+namespace fs = std::filesystem;
+
+absl::Status RefuseOutInsideModel(const fs::path& model, const fs::path& out) {
+  std::error_code error;
+  const fs::path root = fs::canonical(model, error);
+  if (error) return ErrnoStatus(error.value(), "open", model);
+  const fs::path place = fs::weakly_canonical(fs::absolute(out, error), error);
+  if (error) return ErrnoStatus(error.value(), "look up", out);
+  if (std::mismatch(root.begin(), root.end(), place.begin(), place.end()).first == root.end() && root != place) {
+    return absl::InvalidArgumentError(absl::StrCat(out.string(), " lies inside the model ", model.string(),
+                                                   "; a model is never written into by a cut"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<NewModel> NewModel::Create(const Checkpoint& source, const fs::path& out) {
+  SCION_ASSIGN_OR_RETURN(std::vector<std::string> companions, ListCompanionFiles(source.directory()));
+  SCION_RETURN_IF_ERROR(RefuseOutInsideModel(source.directory(), out));
+  SCION_ASSIGN_OR_RETURN(StagedDirectory staged, StagedDirectory::Create(out));
+  return NewModel(source, std::move(staged), std::move(companions));
+}
+
+NewModel::NewModel(const Checkpoint& source, StagedDirectory staged, std::vector<std::string> companions)
+    : source_(&source), staged_(std::move(staged)), companions_(std::move(companions)) {}
+
+absl::Status NewModel::CheckDigest(const std::string& path, const FileDigest& digest) const {
+  const LockFile* lock = source_->lock();
+  if (lock == nullptr) return absl::OkStatus();
+  const auto entry = lock->files.find(path);
+  if (entry == lock->files.end() || entry->second.sha256 == digest.sha256) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat((source_->directory() / path).string(),
+                                          " is not what the model's lock says (sha256 differs): nothing was written"));
+}
+
+absl::StatusOr<FileDigest> NewModel::Copy(const std::string& path, const ReadOnlyFile& file,
+                                          std::span<const TensorInfo> tensors, NewFile& copy,
+                                          Progress& progress) const {
+  SCION_ASSIGN_OR_RETURN(FileDigest digest, DigestFile(file, tensors, &copy, progress));
+  SCION_RETURN_IF_ERROR(CheckDigest(path, digest));
+  SCION_RETURN_IF_ERROR(copy.Finish());
+  return digest;
+}
+
+absl::StatusOr<NewFile> NewModel::CreateDataFile(const CheckpointFile& file) {
+  std::error_code error;
+  const fs::path path = staged_.path() / file.path;
+  fs::create_directories(path.parent_path(), error);
+  if (error) return ErrnoStatus(error.value(), "create directory", path.parent_path());
+  return NewFile::Create(path);
+}
+
+absl::Status NewModel::CopyDataFile(const CheckpointFile& file, std::span<const TensorInfo> tensors,
+                                    Progress& progress) {
+  SCION_ASSIGN_OR_RETURN(NewFile copy, CreateDataFile(file));
+  SCION_ASSIGN_OR_RETURN(const FileDigest digest, Copy(file.path, file.file, tensors, copy, progress));
+  uint64_t bytes = 0;
+  for (const TensorInfo& tensor : tensors) bytes += tensor.bytes;
+  AddDataFile(file, digest, bytes);
+  return absl::OkStatus();
+}
+
+absl::Status NewModel::CopyCompanions(Progress& progress) {
+  for (const std::string& name : companions_) {
+    SCION_ASSIGN_OR_RETURN(const ReadOnlyFile file, ReadOnlyFile::Open(source_->directory() / name));
+    SCION_ASSIGN_OR_RETURN(NewFile copy, NewFile::Create(staged_.path() / name));
+    SCION_ASSIGN_OR_RETURN(const FileDigest digest, Copy(name, file, {}, copy, progress));
+    AddPlainFile(lock_, name, digest);
+  }
+  return absl::OkStatus();
+}
+
+void NewModel::AddDataFile(const CheckpointFile& file, const FileDigest& digest, uint64_t tensor_bytes) {
+  scion::AddDataFile(lock_, *source_, file, digest);
+  for (const auto& [tensor, sha256] : digest.tensor_sha256) weight_map_[tensor] = file.path;
+  total_size_ += tensor_bytes;
+}
+
+absl::Status NewModel::Commit(const std::string& config, Lineage lineage) {
+  const Json index_json = {{"metadata", {{"total_size", total_size_}}}, {"weight_map", weight_map_}};
+  const std::string index = index_json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+  for (const auto& [name, text] :
+       {std::pair<std::string, const std::string&>{kIndexFileName, index}, {"config.json", config}}) {
+    SCION_RETURN_IF_ERROR(WriteNewFile(staged_.path() / name, text));
+    AddTextFile(lock_, name, text);
+  }
+  const LockFile* source_lock = source_->lock();
+  if (source_lock != nullptr) lock_.lineage = source_lock->lineage;
+  lock_.lineage.push_back({.verb = std::move(lineage.verb),
+                           .time = FormatUtc(lineage.now),
+                           .version = std::move(lineage.version),
+                           .source = ModelName(source_->directory()),
+                           .source_lock_sha256 = source_lock != nullptr ? LockSha256(*source_lock) : "",
+                           .domains = std::move(lineage.domains)});
+  SCION_RETURN_IF_ERROR(WriteNewFile(staged_.path() / kLockFileName, SerializeLockFile(lock_)));
+  return staged_.Commit();
+}
+
+}  // namespace scion

@@ -1,0 +1,61 @@
+// A model directory that is made out of another one: what slice and quantize share. Built beside its place and renamed
+// by Commit; until then there is nothing at `out`, and nothing is left of what was given up.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "engine/model/checkpoint.h"
+#include "extract/digest_file.h"
+#include "extract/new_file.h"
+#include "extract/progress.h"
+#include "extract/staged_directory.h"
+
+namespace scion {
+
+class NewModel {
+ public:
+  // `source` must outlive it. AlreadyExists: OUT is there. InvalidArgument: OUT lies inside the source. And as
+  // StagedDirectory::Create.
+  static absl::StatusOr<NewModel> Create(const Checkpoint& source, const std::filesystem::path& out);
+
+  // A data file of the source, whole. DataLoss if it is not what the source's lock says.
+  absl::Status CopyDataFile(const CheckpointFile& file, std::span<const TensorInfo> tensors, Progress& progress);
+  // The tokenizer and whatever else belongs to the model; the same errors.
+  absl::Status CopyCompanions(Progress& progress);
+  // A data file that is written anew, in the place of the source's; AddDataFile when it is finished.
+  absl::StatusOr<NewFile> CreateDataFile(const CheckpointFile& file);
+  // tensor_bytes: of the data.
+  void AddDataFile(const CheckpointFile& file, const FileDigest& digest, uint64_t tensor_bytes);
+  // DataLoss if the digest, of a file of the source, is not what the source's lock says.
+  absl::Status CheckDigest(const std::string& path, const FileDigest& digest) const;
+
+  struct Lineage {
+    std::string verb;
+    std::string version;  // of this program
+    absl::Time now;
+    std::vector<std::string> domains;
+  };
+  // Writes index, config.json and lock, then makes all of it appear at OUT.
+  absl::Status Commit(const std::string& config, Lineage lineage);
+
+ private:
+  NewModel(const Checkpoint& source, StagedDirectory staged, std::vector<std::string> companions);
+
+  absl::StatusOr<FileDigest> Copy(const std::string& path, const ReadOnlyFile& file,
+                                  std::span<const TensorInfo> tensors, NewFile& copy, Progress& progress) const;
+
+  const Checkpoint* source_;
+  StagedDirectory staged_;
+  std::vector<std::string> companions_;
+  LockFile lock_;
+  std::map<std::string, std::string> weight_map_;
+  uint64_t total_size_ = 0;
+};
+
+}  // namespace scion
