@@ -44,7 +44,9 @@ def test_a_server_gives_every_client_all_of_its_tokens():
         figures = load.run(load.ScionApi, server.port, work)
         assert server.peak_memory_bytes() > 34e6  # the demo's weights
     assert figures["failed"] == 0, figures["errors"]
-    assert 0 < figures["itl_p50"] <= figures["itl_p99"] < figures["ttft_p99"] + 60
+    assert 0 < figures["ttft_p50"] <= figures["ttft_p99"] < 60
+    # Several tokens of so small a model may come in one read: no time between them.
+    assert 0 <= figures["itl_p50"] <= figures["itl_p99"] < 60
     assert 0 < seconds < 60
 
 
