@@ -23,6 +23,7 @@ struct Invocation {
   std::function<int()> run;  // set by the verb that was chosen; returns an ExitCode
 };
 
+void AddDensifyCommand(CLI::App& app, Invocation& invocation);
 void AddInspectCommand(CLI::App& app, Invocation& invocation);
 void AddLockCommand(CLI::App& app, Invocation& invocation);
 void AddQuantizeCommand(CLI::App& app, Invocation& invocation);
@@ -69,7 +70,9 @@ struct VerifyArguments {
   std::string certificate;  // empty: CUT.certificate.json
   bool no_certificate = false;
   std::string weights = "as-is";
-  int threads = 0;  // 0: all processors
+  std::string eval;             // of a fold: the text that it is measured on
+  double max_divergence = 0.5;  // of a fold
+  int threads = 0;              // 0: all processors
   bool json = false;
 };
 

@@ -29,9 +29,12 @@ class NewModel {
   // The tokenizer and whatever else belongs to the model; the same errors.
   absl::Status CopyCompanions(Progress& progress);
   // A data file that is written anew, in the place of the source's; AddDataFile when it is finished.
-  absl::StatusOr<NewFile> CreateDataFile(const CheckpointFile& file);
+  absl::StatusOr<NewFile> CreateDataFile(const CheckpointFile& file) { return CreateDataFile(file.path); }
+  absl::StatusOr<NewFile> CreateDataFile(const std::string& path);
   // tensor_bytes: of the data.
   void AddDataFile(const CheckpointFile& file, const FileDigest& digest, uint64_t tensor_bytes);
+  // The same of a trunk's file that the source may not have.
+  void AddTrunkFile(const std::string& path, const FileDigest& digest, uint64_t tensor_bytes);
   // DataLoss if the digest, of a file of the source, is not what the source's lock says.
   absl::Status CheckDigest(const std::string& path, const FileDigest& digest) const;
 

@@ -1,6 +1,6 @@
 """moe-extract is killed at every call that writes, syncs, renames or makes a directory, in turn, until a run survives.
 
-After each kill what it makes, a cut or a quantised model, is either absent or whole, and a rerun succeeds and leaves
+After each kill what it makes, a cut, a fold or a quantised model, is either absent or whole, and a rerun succeeds and leaves
 nothing else behind.
 """
 
@@ -61,6 +61,7 @@ def main():
         print(f"{verb[0]} killed at:", {call: count for call, count in hits.items() if count})
 
     kill_maker("slice", harness.model, "--domain", "beta")
+    kill_maker("densify", harness.model, "--domain", "beta")
     kill_maker("quantize", harness.model, "--type", "q4_0")
 
     # `lock --replace` writes into a model that is there already: the old lock or the new, never half of one.
