@@ -95,6 +95,9 @@ SCION_KERNEL void StoreBf16(uint16_t* p, F32x16 x) {
 SCION_KERNEL F32x16 LoadF16(const void* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
 }
+SCION_KERNEL void StoreF16(uint16_t* p, F32x16 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
 
 SCION_KERNEL U32x16 SetBits(int32_t x) { return _mm512_set1_epi32(x); }
 template <int kShift>

@@ -158,6 +158,9 @@ SCION_KERNEL F32x16 LoadF16(const void* p) {
   for (int i = 0; i < 16; ++i) r.part[i / 4][i % 4] = F16ToF32(h[i]);
   return r;
 }
+SCION_KERNEL void StoreF16(uint16_t* p, F32x16 x) {
+  for (int i = 0; i < 16; ++i) p[i] = F32ToF16(x.part[i / 4][i % 4]);
+}
 
 // 16 signed integers of 32 bits, as bits.
 SCION_KERNEL U32x16 SetBits(int32_t x) {

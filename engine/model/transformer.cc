@@ -33,6 +33,13 @@ size_t NormRowBytes(const kernels::KernelTable& k, int hidden_size) {
 
 }  // namespace
 
+kernels::KvType DefaultKvType(const Checkpoint& checkpoint, WeightMode weights) {
+  if (weights == WeightMode::kF32) return kernels::KvType::kF32;
+  const absl::StatusOr<const TensorInfo*> keys = checkpoint.Find(TrunkTensorName(0, "self_attn.k_proj.weight"));
+  const bool fp16 = weights == WeightMode::kAsIs && keys.ok() && (*keys)->dtype == DType::kF16;
+  return fp16 ? kernels::KvType::kF16 : kernels::KvType::kBF16;
+}
+
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint, const ModelOptions& options,
                                                    ThreadPool& pool) {
   const kernels::KernelTable& k = options.kernels != nullptr ? *options.kernels : kernels::GetKernels(options.tier);
