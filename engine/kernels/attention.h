@@ -95,9 +95,12 @@ inline void WriteKvAs(const KvPlanes& planes, int32_t block, int slot, const flo
       Element key[16], value[16];
       Kv::Round(key, Load(k + head + d));
       Kv::Round(value, Load(v + head + d));
+      Element* k_to = k_head + Kv::At(d, slot, kKvBlockTokens);
+      Element* v_to = v_head + Kv::At(slot, d, head_dim);
+#pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) {
-        k_head[Kv::At(d + i, slot, kKvBlockTokens)] = key[i];
-        v_head[Kv::At(slot, d + i, head_dim)] = value[i];
+        k_to[Kv::At(i, 0, kKvBlockTokens)] = key[i];
+        v_to[Kv::At(0, i, 16)] = value[i];
       }
     }
   }
@@ -122,9 +125,7 @@ constexpr int kStepValues = static_cast<int>(Dot::kStepActivationBytes / (Dot::k
 template <class Dot>
 SCION_KERNEL F32x16 StoreForDot(F32x16 x, int i, std::byte* out) {
   if constexpr (Dot::kForm == ActivationForm::kBF16) {
-    uint16_t* to = reinterpret_cast<uint16_t*>(out) + i;
-    StoreBf16(to, x);
-    return LoadBf16(to);
+    return StoreAsBf16(reinterpret_cast<uint16_t*>(out) + i, x);
   } else {
     Store(reinterpret_cast<float*>(out) + i, x);
     return x;
@@ -156,10 +157,10 @@ SCION_KERNEL void AccumulateSteps(const std::byte* panel, const std::byte* next,
 
 // Queries that go through the tiles together: rows of head_dim values each, and their softmax so far.
 struct Queries {
-  alignas(64) float q[kAttendHeads * kMaxAttendHeadDim];
+  alignas(64) float q[kAttendHeads * kMaxAttendHeadDim];    // times the scale of scores
   alignas(64) float out[kAttendHeads * kMaxAttendHeadDim];  // not yet divided by sum
   float largest[kAttendHeads];
-  float sum[kAttendHeads];
+  alignas(64) float sum[kAttendHeads * 16];  // by lane
 };
 
 // One head's keys and values of a block, and of the block that comes after.
@@ -220,7 +221,7 @@ SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int toke
 
 // One tile, of which all queries [first, first + kCount) see the first `tokens`.
 template <class Kv, int kCount>
-inline void AttendTile(const KvTile& tile, int head_dim, int tokens, float scale, int first, Queries& queries) {
+inline void AttendTile(const KvTile& tile, int head_dim, int tokens, int first, Queries& queries) {
   constexpr int kLines = 16 / kCount < kAttendLines ? (kCount > 8 ? 1 : 16 / kCount) : kAttendLines;
   float* out = queries.out + first * head_dim;
   const F32x16 minus_infinity = Set1(-__builtin_inff());
@@ -229,9 +230,14 @@ inline void AttendTile(const KvTile& tile, int head_dim, int tokens, float scale
   ScoreTile<typename Kv::KDot, kCount>(tile, head_dim, queries.q + first * head_dim, weights);
   for (int i = 0; i < kCount; ++i) {
     float& largest = queries.largest[first + i];
-    const float* w = weights + i * kKvBlockTokens;
-    const F32x16 low = Select(FirstLanes(tokens), Mul(Load(w), Set1(scale)), minus_infinity);
-    const F32x16 high = Select(FirstLanes(tokens - 16), Mul(Load(w + 16), Set1(scale)), minus_infinity);
+    float* w = weights + i * kKvBlockTokens;
+    F32x16 low = Load(w), high = Load(w + 16);
+    if (tokens < kKvBlockTokens) {
+      low = Select(FirstLanes(tokens), low, minus_infinity);
+      high = Select(FirstLanes(tokens - 16), high, minus_infinity);
+      Store(w, low);
+      Store(w + 16, high);
+    }
     const float tile_largest = ReduceMax(Max(low, Max(high, minus_infinity)));
     const float now = tile_largest > largest ? tile_largest : largest;
     rescale[i] = largest - now;
@@ -242,12 +248,11 @@ inline void AttendTile(const KvTile& tile, int head_dim, int tokens, float scale
   for (int i = 0; i < kCount; ++i) {
     const F32x16 largest = Set1(queries.largest[first + i]);
     const float* w = weights + i * kKvBlockTokens;
-    F32x16 low = Exp(Sub(Select(FirstLanes(tokens), Mul(Load(w), Set1(scale)), minus_infinity), largest));
-    F32x16 high = Exp(Sub(Select(FirstLanes(tokens - 16), Mul(Load(w + 16), Set1(scale)), minus_infinity), largest));
-    low = StoreForDot<typename Kv::VDot>(low, i * kKvBlockTokens, prepared);
-    high = StoreForDot<typename Kv::VDot>(high, i * kKvBlockTokens + 16, prepared);
-    float& sum = queries.sum[first + i];
-    sum = sum * rescale[i] + ReduceAdd(Add(low, high));  // of the weights as rounded: they are 1 in all
+    const F32x16 low = StoreForDot<typename Kv::VDot>(Exp(Sub(Load(w), largest)), i * kKvBlockTokens, prepared);
+    const F32x16 high =
+        StoreForDot<typename Kv::VDot>(Exp(Sub(Load(w + 16), largest)), i * kKvBlockTokens + 16, prepared);
+    float* sum = queries.sum + (first + i) * 16;
+    Store(sum, MulAdd(Load(sum), Set1(rescale[i]), Add(low, high)));  // of the weights as rounded: they are 1 in all
   }
   int line = 0;
   for (; line + kLines <= head_dim / 16; line += kLines) {
@@ -257,12 +262,11 @@ inline void AttendTile(const KvTile& tile, int head_dim, int tokens, float scale
 }
 
 template <class Kv, int kCount>
-inline void AttendTileUpTo(int count, const KvTile& tile, int head_dim, int tokens, float scale, int first,
-                           Queries& queries) {
+inline void AttendTileUpTo(int count, const KvTile& tile, int head_dim, int tokens, int first, Queries& queries) {
   if (count == kCount) {
-    AttendTile<Kv, kCount>(tile, head_dim, tokens, scale, first, queries);
+    AttendTile<Kv, kCount>(tile, head_dim, tokens, first, queries);
   } else if constexpr (kCount > 1) {
-    AttendTileUpTo<Kv, kCount - 1>(count, tile, head_dim, tokens, scale, first, queries);
+    AttendTileUpTo<Kv, kCount - 1>(count, tile, head_dim, tokens, first, queries);
   }
 }
 
@@ -277,13 +281,13 @@ inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, in
   Queries queries;
   for (int r = 0; r < rows; ++r) {
     for (int i = 0; i < row_floats; i += 16) {
-      Store(queries.q + r * row_floats + i, Load(q + static_cast<size_t>(r) * q_stride + i));
+      Store(queries.q + r * row_floats + i, Mul(Load(q + static_cast<size_t>(r) * q_stride + i), Set1(scale)));
     }
   }
   for (int i = 0; i < rows * row_floats; i += 16) Store(queries.out + i, Set1(0.0f));
   for (int i = 0; i < rows * heads; ++i) {
     queries.largest[i] = -__builtin_inff();
-    queries.sum[i] = 0.0f;
+    Store(queries.sum + i * 16, Set1(0.0f));
   }
   for (int begin = 0; begin < position + rows; begin += kKvBlockTokens) {
     const int block = begin / kKvBlockTokens;
@@ -292,21 +296,22 @@ inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, in
     const size_t next = static_cast<size_t>(block_table[next_block]) * planes.block_bytes + head_offset;
     const KvTile tile = {planes.k + base, planes.v + base, planes.k + next, planes.v + next};
     if (begin + kKvBlockTokens <= position + 1) {
-      AttendTileUpTo<Kv, kAttendHeads>(rows * heads, tile, head_dim, kKvBlockTokens, scale, 0, queries);
+      AttendTileUpTo<Kv, kAttendHeads>(rows * heads, tile, head_dim, kKvBlockTokens, 0, queries);
       continue;
     }
     // Rows that end within the tile see different numbers of its tokens.
     for (int r = 0; r < rows; ++r) {
       const int tokens = position + r - begin + 1 < kKvBlockTokens ? position + r - begin + 1 : kKvBlockTokens;
-      if (tokens > 0) AttendTileUpTo<Kv, kAttendHeads>(heads, tile, head_dim, tokens, scale, r * heads, queries);
+      if (tokens > 0) AttendTileUpTo<Kv, kAttendHeads>(heads, tile, head_dim, tokens, r * heads, queries);
     }
   }
   for (int r = 0; r < rows; ++r) {
     for (int h = 0; h < heads; ++h) {
       const int i = r * heads + h;
+      const F32x16 sum = Set1(ReduceAdd(Load(queries.sum + i * 16)));
       for (int d = 0; d < head_dim; d += 16) {
         Store(out + static_cast<size_t>(r) * out_stride + h * head_dim + d,
-              Div(Load(queries.out + i * head_dim + d), Set1(queries.sum[i])));
+              Div(Load(queries.out + i * head_dim + d), sum));
       }
     }
   }

@@ -142,6 +142,13 @@ SCION_KERNEL void StoreBf16(uint16_t* p, F32x16 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 
+// Returns what has been stored.
+SCION_KERNEL F32x16 StoreAsBf16(uint16_t* p, F32x16 x) {
+  StoreBf16(p, x);
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(RoundToBf16(x.low), 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(RoundToBf16(x.high), 16))};
+}
+
 SCION_KERNEL F32x16 LoadF16(const void* p) {
   const __m128i* v = static_cast<const __m128i*>(p);
   return {_mm256_cvtph_ps(_mm_loadu_si128(v)), _mm256_cvtph_ps(_mm_loadu_si128(v + 1))};

@@ -151,6 +151,12 @@ SCION_KERNEL void StoreBf16(uint16_t* p, F32x16 x) {
   }
 }
 
+// Returns what has been stored.
+SCION_KERNEL F32x16 StoreAsBf16(uint16_t* p, F32x16 x) {
+  StoreBf16(p, x);
+  return LoadBf16(p);
+}
+
 SCION_KERNEL F32x16 LoadF16(const void* p) {
   uint16_t h[16];
   std::memcpy(h, p, sizeof(h));
