@@ -73,12 +73,7 @@ class Planner {
     }
     for (size_t l = 0; l < spec_.layers.size(); ++l) {
       const FfnSpec& ffn = spec_.layers[l].ffn;
-      if (ffn.router == RouterKind::kTable) {
-        return absl::FailedPreconditionError(absl::StrCat(
-            Name(), ": layer ", l,
-            " chooses experts by a table of token ids, which no other program knows: fold a domain into a dense model "
-            "with `moe-extract densify`, and export that"));
-      }
+      if (ffn.router == RouterKind::kTable) SCION_RETURN_IF_ERROR(RefuseTable(static_cast<int>(l)));
       if (!is_gguf() || plan_.family != ExportFamily::kQwen3Moe) continue;
       if (ffn.router == RouterKind::kNone) {
         return absl::UnimplementedError(
@@ -90,6 +85,27 @@ class Planner {
       }
     }
     return absl::OkStatus();
+  }
+
+  // Experts that a table routes to, unless there is one: then it is an ordinary FFN, if it is as wide as the others.
+  absl::Status RefuseTable(int layer) const {
+    const FfnSpec& ffn = spec_.layers[static_cast<size_t>(layer)].ffn;
+    constexpr std::string_view kAdvice =
+        ": fold a domain into a dense model with `moe-extract densify`, and export that";
+    if (spec_.domains.size() > 1 || spec_.domains[0].num_experts > 1 || ffn.num_experts_per_tok > 1) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(Name(), ": layer ", layer,
+                       " chooses experts by a table of token ids, which no other program knows", ToAbsl(kAdvice)));
+    }
+    if (checkpoint_.Find(RouteWeightTensorName(layer, spec_.domains[0].name)).ok()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          Name(), ": layer ", layer, " weights its expert's output, which no other program knows", ToAbsl(kAdvice)));
+    }
+    const int other = spec_.layers[0].ffn.intermediate_size;
+    if (ffn.intermediate_size == other) return absl::OkStatus();
+    return absl::FailedPreconditionError(absl::StrCat(Name(), ": layer 0 has an FFN of ", other, ", layer ", layer,
+                                                      " one of ", ffn.intermediate_size,
+                                                      ", but a Llama's are all alike", ToAbsl(kAdvice)));
   }
 
   absl::Status AddOne(const std::string& ours, const std::string& gguf, Kind kind, int head_dim = 0) {
@@ -104,8 +120,12 @@ class Planner {
 
   absl::Status AddFfn(int layer) {
     for (std::string_view p : kProjections) {
-      const std::string ours = TrunkTensorName(layer, absl::StrCat("mlp.", ToAbsl(p), "_proj.weight"));
-      SCION_RETURN_IF_ERROR(AddOne(ours, absl::StrCat("blk.", layer, ".ffn_", ToAbsl(p), ".weight"), Kind::kMatrix));
+      const std::string plain = TrunkTensorName(layer, absl::StrCat("mlp.", ToAbsl(p), "_proj.weight"));
+      const std::string source = spec_.layers[static_cast<size_t>(layer)].ffn.router == RouterKind::kTable
+                                     ? ExpertTensorName(layer, spec_.domains[0].name, 0, p)
+                                     : plain;
+      SCION_RETURN_IF_ERROR(
+          Add(is_gguf() ? absl::StrCat("blk.", layer, ".ffn_", ToAbsl(p), ".weight") : plain, {source}, Kind::kMatrix));
     }
     return absl::OkStatus();
   }

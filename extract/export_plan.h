@@ -45,6 +45,8 @@ struct ExportPlan {
 // keep their type. In a Hugging Face directory `type` holds for norms and gates too, and there are no blocks: those of
 // the source become F32 where no type is given. The checkpoint must outlive the plan.
 //
+// The one expert of a cut with one expert is an ordinary FFN, if all FFNs are equally wide.
+//
 // FailedPrecondition, with advice: experts that a table routes to, blocks that would be rounded again, experts of
 // different types in one layer. Unimplemented: what the format's readers do not know. InvalidArgument: blocks in a
 // Hugging Face directory.

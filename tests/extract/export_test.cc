@@ -305,7 +305,7 @@ TEST_F(ExportTest, ManyShardsAreOneModel) {
   Write(Gated("mixtral"));
   ASSERT_TRUE(Ok(ToHf(model(), hf(), {}, 50'000)));
   const std::vector<std::string> names = Names(hf());
-  EXPECT_THAT(names, testing::IsSupersetOf({"model-00001-of-00004.safetensors", "model-00004-of-00004.safetensors",
+  EXPECT_THAT(names, testing::IsSupersetOf({"model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors",
                                             "model.safetensors.index.json"}));
   EXPECT_TRUE(SameBits(LogitsOf(hf()), LogitsOf(model())));
 }
@@ -318,6 +318,33 @@ TEST_F(ExportTest, ARoutingTableIsRefusedWithAdvice) {
                 AllOf(HasSubstr(model().string()), HasSubstr("layer 1"), HasSubstr("moe-extract densify")));
   }
   ExpectOnly({"model"});
+}
+
+TEST_F(ExportTest, TheOneExpertOfACutIsAnFfn) {
+  TinyModelOptions options;
+  options.domains = {{"alpha", 3}, {"beta", 1}};
+  options.intermediate_size = options.moe_intermediate_size;
+  Write(options);
+  const fs::path cut = dir_.path() / "cut";
+  ASSERT_TRUE(Ok(Cut(model(), {"beta"}, cut).status()));
+  ASSERT_TRUE(Ok(ToGguf(cut, gguf())));
+  ASSERT_TRUE(Ok(ToHf(cut, hf())));
+  const std::vector<float> expected = LogitsOf(cut);
+  EXPECT_TRUE(SameBits(LogitsOf(gguf()), expected));
+  EXPECT_TRUE(SameBits(LogitsOf(hf()), expected));
+
+  // Not if it is weighted, or of another width.
+  options.domains = {{"beta", 1}};
+  options.default_domain = "beta";
+  options.route_weights = true;
+  WriteTinyModel(MakeTinyModel(options), dir_.path() / "weighted");
+  EXPECT_THAT(std::string(ToHf(dir_.path() / "weighted", dir_.path() / "out").message()),
+              HasSubstr("weights its expert"));
+  options.route_weights = false;
+  options.intermediate_size = 48;
+  WriteTinyModel(MakeTinyModel(options), dir_.path() / "narrow");
+  EXPECT_THAT(std::string(ToHf(dir_.path() / "narrow", dir_.path() / "out").message()),
+              HasSubstr("layer 0 has an FFN of 48, layer 1 one of 40"));
 }
 
 TEST_F(ExportTest, WhatGgufCannotSayIsRefusedByName) {
@@ -335,6 +362,10 @@ TEST_F(ExportTest, WhatGgufCannotSayIsRefusedByName) {
   tiny.generation_config["eos_token_id"] = {1, 2, 3, 4};
   WriteTinyModel(tiny, model());
   refused(model(), "4 tokens end a text");
+  tiny = MakeTinyModel(Llama());
+  tiny.config["model_type"] = "mamba";
+  WriteTinyModel(tiny, model());
+  refused(model(), "'mamba'");
   ExpectOnly({"model"});
 }
 
