@@ -31,8 +31,8 @@ def framed(texts):
 
 def nasty_texts():
     golden = ROOT / "tests/golden"
-    strings = [s for name in ("tokenizer/strings.json", "gguf/random.json") for s in json.loads((golden / name).read_text())]
-    return [s.encode("utf-8", "surrogatepass") for s in strings]
+    files = [json.loads((golden / name).read_text()) for name in ("tokenizer/strings.json", "gguf/random.json")]
+    return [text.encode("utf-8", "surrogatepass") for texts in files for text in texts]
 
 
 def ids_of(program, *arguments, texts):
@@ -100,7 +100,8 @@ def main():
     prompts = prompts_from(args.texts, dump_tokens, args.model)
     verdicts = compare_greedy(peer, export, args.bin / "dump_logits", args.model, prompts, args.work)
     print(f"greedy, {GREEDY_TOKENS} tokens: {verdicts.count('equal')} of {len(prompts)} texts equal, "
-          f"{verdicts.count('close')} left at a gap below {quality.CLOSE_LOGITS}, {verdicts.count('different')} elsewhere")
+          f"{verdicts.count('close')} left at a gap below {quality.CLOSE_LOGITS}, "
+          f"{verdicts.count('different')} elsewhere")
     sys.exit(1 if different or "different" in verdicts else 0)
 
 
