@@ -19,6 +19,7 @@ int Main(int argc, char** argv) {
   app.require_subcommand(0, 1);
   AddCutOptions(app, invocation);
   AddDensifyCommand(app, invocation);
+  AddExportCommand(app, invocation);
   AddInspectCommand(app, invocation);
   AddLockCommand(app, invocation);
   AddQuantizeCommand(app, invocation);
