@@ -123,9 +123,10 @@ absl::Status ExportGguf(const Checkpoint& checkpoint, const ExportPlan& plan, co
   SCION_ASSIGN_OR_RETURN(const std::optional<GgufVocabulary> vocabulary, GgufVocabularyOf(checkpoint));
   if (vocabulary.has_value()) result.pre_tokenizer = vocabulary->pre.empty() ? vocabulary->model : vocabulary->pre;
   GgufHeaderWriter header;
-  AddModelKeys(checkpoint.spec(), plan, ModelName(checkpoint.directory()), header);
-  SCION_RETURN_IF_ERROR(
-      Annotate(AddTokenizerKeys(checkpoint.spec(), vocabulary, header), checkpoint.directory().string()));
+  const std::filesystem::path& source = checkpoint.directory();
+  const std::string name = checkpoint.is_gguf() ? source.stem().string() : ModelName(source);
+  AddModelKeys(checkpoint.spec(), plan, name, header);
+  SCION_RETURN_IF_ERROR(Annotate(AddTokenizerKeys(checkpoint.spec(), vocabulary, header), source.string()));
   for (const ExportTensor& tensor : plan.tensors) {
     header.AddTensor(tensor.name, tensor.shape, tensor.type, tensor.bytes());
   }
