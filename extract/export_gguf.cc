@@ -130,10 +130,11 @@ absl::Status ExportGguf(const Checkpoint& checkpoint, const ExportPlan& plan, co
   for (const ExportTensor& tensor : plan.tensors) {
     header.AddTensor(tensor.name, tensor.shape, tensor.type, tensor.bytes());
   }
-  SCION_ASSIGN_OR_RETURN(const std::string head, header.Finish());
+  const absl::StatusOr<std::string> head = header.Finish();
+  if (!head.ok()) return Annotate(head.status(), source.string());
 
   SCION_ASSIGN_OR_RETURN(StagedFile file, StagedFile::Create(out));
-  SCION_RETURN_IF_ERROR(file.Append(std::as_bytes(std::span(head))));
+  SCION_RETURN_IF_ERROR(file.Append(std::as_bytes(std::span(*head))));
   constexpr std::array<std::byte, kGgufAlignment> kZeros = {};
   for (const ExportTensor& tensor : plan.tensors) {
     SCION_RETURN_IF_ERROR(WriteExportTensor(
