@@ -124,11 +124,17 @@ void EngineCore::Loop() {
   while (TakeNewRequests()) {
     EndUnwanted();
     const std::span<const ScheduledChunk> chunks =
-        scheduler_.Schedule([this](int decode_rows) { return budget_.Rows(decode_rows); });
+        scheduler_.Schedule([this](int decode_rows) { return budget_.Rows(decode_rows, NumToDecode()); });
     // Before the step's events are out: who has seen them finds them counted.
     PublishCounters();
     if (!chunks.empty()) RunStep(chunks);
   }
+}
+
+int EngineCore::NumToDecode() const {
+  const auto count = std::count_if(live_.begin(), live_.end(),
+                                   [](const StatePtr& state) { return state->request().max_new_tokens > 0; });
+  return std::min(static_cast<int>(count), options_.max_running_requests);
 }
 
 void EngineCore::PublishCounters() {

@@ -62,6 +62,8 @@ class EngineCore {
   // False when the core has stopped and nothing is left to do.
   bool TakeNewRequests();
   void EndUnwanted();
+  // Of the live requests, those that generate, as far as they may run at once.
+  int NumToDecode() const;
   void RunStep(std::span<const ScheduledChunk> chunks);
   void PublishCounters();
   void ComposeStep(std::span<const ScheduledChunk> chunks);
