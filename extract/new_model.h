@@ -18,6 +18,12 @@
 
 namespace scion {
 
+// InvalidArgument: OUT lies inside the model.
+absl::Status RefuseOutInsideModel(const std::filesystem::path& model, const std::filesystem::path& out);
+
+// DataLoss if the digest, of a file of the source, is not what the source's lock says.
+absl::Status CheckDigest(const Checkpoint& source, const std::string& path, const FileDigest& digest);
+
 class NewModel {
  public:
   // `source` must outlive it. AlreadyExists: OUT is there. InvalidArgument: OUT lies inside the source. And as
@@ -32,7 +38,7 @@ class NewModel {
   absl::StatusOr<NewFile> CreateDataFile(const CheckpointFile& file);
   // tensor_bytes: of the data.
   void AddDataFile(const CheckpointFile& file, const FileDigest& digest, uint64_t tensor_bytes);
-  // DataLoss if the digest, of a file of the source, is not what the source's lock says.
+  // As CheckDigest above.
   absl::Status CheckDigest(const std::string& path, const FileDigest& digest) const;
 
   struct Lineage {
