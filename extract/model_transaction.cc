@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <map>
+#include <ranges>
 #include <set>
 #include <system_error>
 #include <utility>
@@ -46,10 +47,11 @@ bool HasSha256(const fs::path& root, std::string_view path, const std::string& s
   return text.ok() && Sha256Hex(*text) == sha256;
 }
 
-// config.json and index as the lock says, if what is there is not and the transaction has kept them.
+// config.json and index as the lock says, if what is there is not and the transaction has kept them. config.json first: an
+// index that names more than the config is no harm to other programs.
 absl::Status RestoreTexts(const fs::path& root, const LockFile& lock) {
   bool changed = false;
-  for (const std::string& name : kTexts) {
+  for (const std::string& name : kTexts | std::views::reverse) {
     const auto entry = lock.files.find(name);
     if (entry == lock.files.end()) continue;
     const std::string& sha256 = entry->second.sha256;

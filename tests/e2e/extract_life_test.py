@@ -352,7 +352,7 @@ def write_lock(harness, model, place):
     import hashlib
 
     small = place / "small"
-    write_sparse_model(small, 1 << 20, ["alpha", "beta"])
+    write_sparse_model(small, 4 << 20, ["alpha", "beta"])
     shutil.copy(small / "config.json", place / "config.json")
     harness.expect_code(harness.run("lock", small), 0)
     lock = json.loads((small / "scion.lock.json").read_text())
