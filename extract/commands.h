@@ -24,6 +24,7 @@ struct Invocation {
 };
 
 void AddDropCommand(CLI::App& app, Invocation& invocation);
+void AddExportCommand(CLI::App& app, Invocation& invocation);
 void AddGcCommand(CLI::App& app, Invocation& invocation);
 void AddGraftCommand(CLI::App& app, Invocation& invocation);
 void AddInspectCommand(CLI::App& app, Invocation& invocation);

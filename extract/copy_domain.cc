@@ -9,6 +9,7 @@
 #include "engine/base/status.h"
 #include "engine/model/safetensors.h"
 #include "extract/lock_builder.h"
+#include "extract/new_model.h"
 
 namespace scion {
 namespace {
@@ -103,12 +104,8 @@ absl::StatusOr<CopiedDomain> CopyDomain(const Checkpoint& source, int domain, st
     result.tensor_bytes += tensor.bytes;
     if (IsQuantized(tensor.dtype)) result.block_types[new_name] = tensor.dtype;
   }
-  if (const LockFile* lock = source.lock();
-      lock != nullptr && lock->files.at(file.path).sha256 != old_hash.FinishHex()) {
-    return absl::DataLossError(
-        absl::StrCat((source.directory() / file.path).string(),
-                     " is not what its model's lock says (sha256 differs): nothing was written"));
-  }
+  const FileDigest read{.bytes = file.file.size(), .sha256 = old_hash.FinishHex(), .tensor_sha256 = {}};
+  SCION_RETURN_IF_ERROR(CheckDigest(source, file.path, read));
   result.digest.bytes = new_header.size() + result.tensor_bytes;
   result.digest.sha256 = new_hash.FinishHex();
   SCION_RETURN_IF_ERROR(copy.Finish());

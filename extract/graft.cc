@@ -97,6 +97,7 @@ absl::StatusOr<GraftResult> GraftInto(const GraftOptions& options, const fs::pat
   SCION_RETURN_IF_ERROR(NeedsDomainFiles(*model));
   SCION_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> donor, OpenNamed(options.donor.model));
   SCION_ASSIGN_OR_RETURN(const int domain, ChooseDonorDomain(*donor, options.donor.domain));
+  SCION_RETURN_IF_ERROR(RefuseOutInsideModel(options.donor.model, out));
   Scion scion(options, *model, *donor, domain);
   SCION_RETURN_IF_ERROR(scion.Check());
   uint64_t bytes = DomainFileBytes(*donor, domain);

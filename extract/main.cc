@@ -19,6 +19,7 @@ int Main(int argc, char** argv) {
   app.require_subcommand(0, 1);
   AddCutOptions(app, invocation);
   AddDropCommand(app, invocation);
+  AddExportCommand(app, invocation);
   AddGcCommand(app, invocation);
   AddGraftCommand(app, invocation);
   AddInspectCommand(app, invocation);

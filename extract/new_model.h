@@ -19,6 +19,12 @@
 
 namespace scion {
 
+// InvalidArgument: OUT lies inside the model.
+absl::Status RefuseOutInsideModel(const std::filesystem::path& model, const std::filesystem::path& out);
+
+// DataLoss if the digest, of a file of the source, is not what the source's lock says.
+absl::Status CheckDigest(const Checkpoint& source, const std::string& path, const FileDigest& digest);
+
 class NewModel {
  public:
   // `source` must outlive it. AlreadyExists: OUT is there. InvalidArgument: OUT lies inside the source. And as
@@ -37,7 +43,7 @@ class NewModel {
   // The same of a domain that the source may not have.
   void AddDomainFile(const std::string& domain, const std::string& path, uint64_t generation, const FileDigest& digest,
                      uint64_t tensor_bytes);
-  // DataLoss if the digest, of a file of the source, is not what the source's lock says.
+  // As CheckDigest above.
   absl::Status CheckDigest(const std::string& path, const FileDigest& digest) const;
 
   struct Lineage {

@@ -37,7 +37,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ByteLevelBpe::Create(TokenizerSpec sp
     if (byte_ids[byte] != kNoToken) continue;
     // Without these it is no vocabulary in the byte alphabet; rare ones a trainer may not have seen.
     const bool needed = byte == '\n' || (byte >= ' ' && byte <= '~');
-    if (spec.bytes_may_lack_tokens && !needed) continue;
+    if (!needed) continue;
     return absl::InvalidArgumentError(absl::StrCat("the vocabulary has no token for byte ", byte));
   }
   return std::unique_ptr<Tokenizer>(
