@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "engine/kernels/kernels.h"
+#include "engine/model/domain_generations.h"
 #include "engine/model/model_spec.h"
 #include "engine/model/pack_cache_options.h"
 #include "engine/model/weight_mode.h"
@@ -164,6 +165,8 @@ class Engine {
 
   virtual const ModelSpec& spec() const = 0;
   virtual const EngineOptions& options() const = 0;  // with the defaults filled in
+  // What was loaded. It stays loaded, whatever becomes of the directory.
+  virtual const std::vector<DomainGeneration>& generations() const = 0;
   // Null for a model directory without tokenizer.json: such a model takes token ids only.
   virtual const Tokenizer* tokenizer() const = 0;
 

@@ -1,6 +1,7 @@
 #include "extract/new_model.h"
 
 #include <algorithm>
+#include <iterator>
 #include <system_error>
 #include <utility>
 
@@ -59,9 +60,9 @@ absl::StatusOr<FileDigest> NewModel::Copy(const std::string& path, const ReadOnl
   return digest;
 }
 
-absl::StatusOr<NewFile> NewModel::CreateDataFile(const CheckpointFile& file) {
+absl::StatusOr<NewFile> NewModel::CreateDataFile(const std::string& name) {
   std::error_code error;
-  const fs::path path = staged_.path() / file.path;
+  const fs::path path = staged_.path() / name;
   fs::create_directories(path.parent_path(), error);
   if (error) return ErrnoStatus(error.value(), "create directory", path.parent_path());
   return NewFile::Create(path);
@@ -69,7 +70,7 @@ absl::StatusOr<NewFile> NewModel::CreateDataFile(const CheckpointFile& file) {
 
 absl::Status NewModel::CopyDataFile(const CheckpointFile& file, std::span<const TensorInfo> tensors,
                                     Progress& progress) {
-  SCION_ASSIGN_OR_RETURN(NewFile copy, CreateDataFile(file));
+  SCION_ASSIGN_OR_RETURN(NewFile copy, CreateDataFile(file.path));
   SCION_ASSIGN_OR_RETURN(const FileDigest digest, Copy(file.path, file.file, tensors, copy, progress));
   uint64_t bytes = 0;
   for (const TensorInfo& tensor : tensors) bytes += tensor.bytes;
@@ -87,15 +88,29 @@ absl::Status NewModel::CopyCompanions(Progress& progress) {
   return absl::OkStatus();
 }
 
+void NewModel::AddDomainFile(const std::string& domain, const std::string& path, uint64_t generation,
+                             const FileDigest& digest, uint64_t tensor_bytes) {
+  scion::AddDomainFile(lock_, domain, path, generation, digest);
+  for (const auto& [tensor, sha256] : digest.tensor_sha256) weight_map_[tensor] = path;
+  total_size_ += tensor_bytes;
+}
+
 void NewModel::AddDataFile(const CheckpointFile& file, const FileDigest& digest, uint64_t tensor_bytes) {
   scion::AddDataFile(lock_, *source_, file, digest);
   for (const auto& [tensor, sha256] : digest.tensor_sha256) weight_map_[tensor] = file.path;
   total_size_ += tensor_bytes;
 }
 
+void NewModel::AddTrunkFile(const std::string& path, const FileDigest& digest, uint64_t tensor_bytes) {
+  LockFile::File& entry = lock_.files[path];
+  entry = {.size = digest.bytes, .sha256 = digest.sha256, .is_data = true, .tensors = {}};
+  entry.tensors.insert(digest.tensor_sha256.begin(), digest.tensor_sha256.end());
+  for (const auto& [tensor, sha256] : digest.tensor_sha256) weight_map_[tensor] = path;
+  total_size_ += tensor_bytes;
+}
+
 absl::Status NewModel::Commit(const std::string& config, Lineage lineage) {
-  const Json index_json = {{"metadata", {{"total_size", total_size_}}}, {"weight_map", weight_map_}};
-  const std::string index = index_json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+  const std::string index = IndexText(weight_map_, total_size_);
   for (const auto& [name, text] :
        {std::pair<std::string, const std::string&>{kIndexFileName, index}, {"config.json", config}}) {
     SCION_RETURN_IF_ERROR(WriteNewFile(staged_.path() / name, text));
@@ -109,6 +124,7 @@ absl::Status NewModel::Commit(const std::string& config, Lineage lineage) {
                            .source = ModelName(source_->directory()),
                            .source_lock_sha256 = source_lock != nullptr ? LockSha256(*source_lock) : "",
                            .domains = std::move(lineage.domains)});
+  std::ranges::move(lineage.then, std::back_inserter(lock_.lineage));
   SCION_RETURN_IF_ERROR(WriteNewFile(staged_.path() / kLockFileName, SerializeLockFile(lock_)));
   return staged_.Commit();
 }

@@ -1,4 +1,5 @@
-// A model directory that is made out of another one: what slice and quantize share. Built beside its place and renamed
+// A model directory that is made out of another one: what slice, quantize and graft share, and the counterpart of
+// ModelTransaction, which changes one where it lies. Built beside its place and renamed
 // by Commit; until then there is nothing at `out`, and nothing is left of what was given up.
 #pragma once
 
@@ -35,9 +36,15 @@ class NewModel {
   // The tokenizer and whatever else belongs to the model; the same errors.
   absl::Status CopyCompanions(Progress& progress);
   // A data file that is written anew, in the place of the source's; AddDataFile when it is finished.
-  absl::StatusOr<NewFile> CreateDataFile(const CheckpointFile& file);
+  absl::StatusOr<NewFile> CreateDataFile(const CheckpointFile& file) { return CreateDataFile(file.path); }
+  absl::StatusOr<NewFile> CreateDataFile(const std::string& path);
   // tensor_bytes: of the data.
   void AddDataFile(const CheckpointFile& file, const FileDigest& digest, uint64_t tensor_bytes);
+  // The same of a domain that the source may not have.
+  void AddDomainFile(const std::string& domain, const std::string& path, uint64_t generation, const FileDigest& digest,
+                     uint64_t tensor_bytes);
+  // The same of a trunk's file that the source may not have.
+  void AddTrunkFile(const std::string& path, const FileDigest& digest, uint64_t tensor_bytes);
   // As CheckDigest above.
   absl::Status CheckDigest(const std::string& path, const FileDigest& digest) const;
 
@@ -46,6 +53,7 @@ class NewModel {
     std::string version;  // of this program
     absl::Time now;
     std::vector<std::string> domains;
+    std::vector<LockFile::LineageEntry> then = {};  // what else was done in the same run
   };
   // Writes index, config.json and lock, then makes all of it appear at OUT.
   absl::Status Commit(const std::string& config, Lineage lineage);

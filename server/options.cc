@@ -17,6 +17,7 @@ constexpr char kFooter[] =
     "Once ready, one line is printed on standard output:\n"
     "  moe-serve: ready http=127.0.0.1:8080 grpc=127.0.0.1:8081\n"
     "SIGTERM or SIGINT: requests that are running are finished, new ones refused; a second signal ends at once.\n"
+    "SIGHUP: the log says which generation of each domain is served, and what of it lies on the disk by now.\n"
     "Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
 // The directory's name, or the file's without ".gguf".
