@@ -52,7 +52,7 @@ struct EngineOptions {
   int max_step_tokens = 512;       // the token budget of a step: decode rows first, prefill chunks fill the rest
   int prefill_chunk_tokens = 256;  // of one prompt in one step, as long as other prompts want a part of it
   // A step in which sequences decode takes no more prompt tokens than lets it end within this time, as far as earlier
-  // steps tell; but they always get a third of its time.
+  // steps tell. Where the load is too high for that, it takes longer by a rule: see StepBudget.
   absl::Duration itl_target = absl::Milliseconds(100);
   bool prefix_cache = true;  // the bits are the same without
   int max_running_requests = 256;

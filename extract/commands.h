@@ -23,6 +23,7 @@ struct Invocation {
   std::function<int()> run;  // set by the verb that was chosen; returns an ExitCode
 };
 
+void AddDensifyCommand(CLI::App& app, Invocation& invocation);
 void AddDropCommand(CLI::App& app, Invocation& invocation);
 void AddExportCommand(CLI::App& app, Invocation& invocation);
 void AddGcCommand(CLI::App& app, Invocation& invocation);
@@ -79,7 +80,9 @@ struct VerifyArguments {
   std::string certificate;  // empty: CUT.certificate.json
   bool no_certificate = false;
   std::string weights = "as-is";
-  int threads = 0;  // 0: all processors
+  std::string eval;             // of a fold: the text that it is measured on
+  double max_divergence = 0.5;  // of a fold
+  int threads = 0;              // 0: all processors
   bool json = false;
 };
 

@@ -47,10 +47,10 @@ struct GraftResult {
 };
 
 // NotFound: no such model, donor or donor's domain (lists those that there are). InvalidArgument: `as` is no domain's
-// name, the donor has several domains and none is named, OUT inside MODEL or DONOR. FailedPrecondition: another trunk, shape or
-// vocabulary (CheckDonor); a model or donor without domains; in place, a model without a lock, or one that another run
-// writes. AlreadyExists: OUT is there. DataLoss: a damaged model or donor. PermissionDenied, ResourceExhausted: what is
-// to be written can't be. Cancelled after RequestCancel. None leaves anything behind.
+// name, the donor has several domains and none is named, OUT inside MODEL or DONOR. FailedPrecondition: another trunk,
+// shape or vocabulary (CheckDonor); a model or donor without domains; in place, a model without a lock, or one that
+// another run writes. AlreadyExists: OUT is there. DataLoss: a damaged model or donor. PermissionDenied,
+// ResourceExhausted: what is to be written can't be. Cancelled after RequestCancel. None leaves anything behind.
 absl::StatusOr<GraftResult> Graft(const GraftOptions& options);
 
 }  // namespace scion

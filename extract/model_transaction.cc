@@ -48,8 +48,8 @@ bool HasSha256(const fs::path& root, std::string_view path, const std::string& s
   return text.ok() && Sha256Hex(*text) == sha256;
 }
 
-// config.json and index as the lock says, if what is there is not and the transaction has kept them. config.json first: an
-// index that names more than the config is no harm to other programs.
+// config.json and index as the lock says, if what is there is not and the transaction has kept them. config.json first:
+// an index that names more than the config is no harm to other programs.
 absl::Status RestoreTexts(const fs::path& root, const LockFile& lock) {
   bool changed = false;
   for (const std::string& name : kTexts | std::views::reverse) {

@@ -60,9 +60,9 @@ absl::StatusOr<FileDigest> NewModel::Copy(const std::string& path, const ReadOnl
   return digest;
 }
 
-absl::StatusOr<NewFile> NewModel::CreateDataFile(const std::string& file_path) {
+absl::StatusOr<NewFile> NewModel::CreateDataFile(const std::string& name) {
   std::error_code error;
-  const fs::path path = staged_.path() / file_path;
+  const fs::path path = staged_.path() / name;
   fs::create_directories(path.parent_path(), error);
   if (error) return ErrnoStatus(error.value(), "create directory", path.parent_path());
   return NewFile::Create(path);
@@ -98,6 +98,14 @@ void NewModel::AddDomainFile(const std::string& domain, const std::string& path,
 void NewModel::AddDataFile(const CheckpointFile& file, const FileDigest& digest, uint64_t tensor_bytes) {
   scion::AddDataFile(lock_, *source_, file, digest);
   for (const auto& [tensor, sha256] : digest.tensor_sha256) weight_map_[tensor] = file.path;
+  total_size_ += tensor_bytes;
+}
+
+void NewModel::AddTrunkFile(const std::string& path, const FileDigest& digest, uint64_t tensor_bytes) {
+  LockFile::File& entry = lock_.files[path];
+  entry = {.size = digest.bytes, .sha256 = digest.sha256, .is_data = true, .tensors = {}};
+  entry.tensors.insert(digest.tensor_sha256.begin(), digest.tensor_sha256.end());
+  for (const auto& [tensor, sha256] : digest.tensor_sha256) weight_map_[tensor] = path;
   total_size_ += tensor_bytes;
 }
 

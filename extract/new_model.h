@@ -43,6 +43,8 @@ class NewModel {
   // The same of a domain that the source may not have.
   void AddDomainFile(const std::string& domain, const std::string& path, uint64_t generation, const FileDigest& digest,
                      uint64_t tensor_bytes);
+  // The same of a trunk's file that the source may not have.
+  void AddTrunkFile(const std::string& path, const FileDigest& digest, uint64_t tensor_bytes);
   // As CheckDigest above.
   absl::Status CheckDigest(const std::string& path, const FileDigest& digest) const;
 

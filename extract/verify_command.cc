@@ -15,6 +15,7 @@
 #include "extract/graft.h"
 #include "extract/recheck.h"
 #include "extract/verify.h"
+#include "extract/verify_fold.h"
 
 namespace scion {
 namespace {
@@ -52,19 +53,49 @@ int RunRecheck(const VerifyArguments& args) {
   return same ? kDone : kDiffers;
 }
 
+int ThreadsOf(const VerifyArguments& args) {
+  return args.threads > 0 ? args.threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+int RunVerifyFold(const VerifyArguments& args, kernels::Tier tier) {
+  const VerifyFoldOptions options{.fold = args.cut,
+                                  .model = args.model,
+                                  .eval = args.eval,
+                                  .max_divergence = args.max_divergence,
+                                  .tier = tier,
+                                  .num_threads = ThreadsOf(args),
+                                  .log = stderr};
+  const absl::StatusOr<VerifyFoldReport> report = VerifyFold(options);
+  if (!report.ok()) return Fail(report.status());
+  PrintDifferences(report->differences);
+  if (args.json) {
+    PrintJson(ToJson(options, *report));
+  } else {
+    std::printf("%s: fold %s of %s in %s", report->differences.empty() ? "as stated" : "differs", args.cut.c_str(),
+                report->domain.c_str(), args.model.c_str());
+    if (report->positions > 0) std::printf(", the bits of %lld positions", static_cast<long long>(report->positions));
+    if (const auto& c = report->comparison) {
+      std::printf(", perplexity ratio %.4f, KL %.4f nats, top-1 agreement %.1f%%", c->ratio(), c->kl_divergence,
+                  100 * c->top1_agreement);
+    }
+    std::printf("\n");
+  }
+  return report->differences.empty() ? kDone : kDiffers;
+}
+
 }  // namespace
 
 int RunVerify(const VerifyArguments& args) {
   const absl::StatusOr<kernels::Tier> tier = kernels::ChooseTier();
   if (!tier.ok()) return Fail(tier.status());
+  if (IsFold(args.cut)) return RunVerifyFold(args, *tier);
   VerifyOptions options;
   options.cut = args.cut;
   options.model = args.model;
   if (!args.donor.empty()) options.graft = {.donor = ParseDonor(args.donor), .as = args.as};
   options.tier = *tier;
   options.weights = *ParseWeightMode(args.weights);
-  options.num_threads =
-      args.threads > 0 ? args.threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  options.num_threads = ThreadsOf(args);
   options.version = SCION_VERSION;
   options.now = absl::Now();
   options.log = stderr;
@@ -115,6 +146,8 @@ void AddVerifyCommand(CLI::App& app, Invocation& invocation) {
   donor->type_name("DONOR[@DOMAIN]")->needs(cut)->needs(as);
   as->type_name("NAME")->needs(donor);
   AddVerifyOptions(verb, *args);
+  verb.add_option("--eval", args->eval, "of a fold: the text that it is measured on")->type_name("TEXT");
+  verb.add_option("--max-kl", args->max_divergence, "of a fold: tolerated divergence, nats per token; default: 0.5");
   verb.add_flag("--json", args->json, "the certificate on stdout");
   verb.callback([args, &verb, &invocation] {
     if (verb.count("cut") > 0) {

@@ -109,7 +109,8 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   compute
       .add_option(
           "--itl-target-ms", itl_target_ms,
-          "Inter-token latency that prompts may not push a step beyond, as far as they get a third of it; 0: no bound")
+          "Inter-token latency that prompts may not push a step beyond, unless there are too many requests for it; 0: no "
+          "bound")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
   compute

@@ -25,15 +25,18 @@ def test_full_disk(harness, verb, expect_whole):
             result = harness.run(*verb, "-o", out)
             if result.returncode == 0:
                 expect_whole(out, f"a disk of {pages} pages")
+                files = len(list(out.iterdir())) if out.is_dir() else 1
                 break
             harness.expect_code(result, 1, out.parent, "No space left on device")
-            failed_at.add(result.stderr.split("scion-partial")[-1].split(":")[0] or f"{pages} pages")
+            failed_at.add(result.stderr.split("scion-partial")[-1].split(":")[0] or "the file")
             harness.expect(entries(place) == [], f"a full disk of {pages} pages was left with {entries(place)}")
         finally:
             subprocess.run(["umount", place], check=True)
     else:
         harness.expect(False, "no size was enough")
-    harness.expect(len(failed_at) >= 4, f"the disk was full in too few places: {failed_at}")
+    # The first file of all may be smaller than a page.
+    places = min(4, max(1, files - 1))
+    harness.expect(len(failed_at) >= places, f"the disk was full in too few places: {failed_at}")
     print(f"{verb[0]}: disk full at:", sorted(failed_at))
 
 
