@@ -55,13 +55,16 @@ std::string SummaryLine(const VerifyOptions& options, const VerifyReport& report
       reachable += c.reachable;
     }
   }
+  const std::string domains = absl::StrJoin(report.domains, "+"), model = ModelName(options.model);
+  const std::string is_what = report.upcycled ? absl::StrCat(model, " in every domain (", domains, ")")
+                                              : absl::StrCat("the ", domains, " of ", model);
   return absl::StrFormat(
-      "identical: %s is the %s of %s, bit for bit: %d tensors (%.1f MB), logits of %d positions in %d prompts, %d of "
+      "identical: %s is %s, bit for bit: %d tensors (%.1f MB), logits of %d positions in %d prompts, %d of "
       "%d "
       "experts visited, tier %s, %s",
-      ModelName(options.cut), absl::StrJoin(report.domains, "+"), ModelName(options.model), report.tensors,
-      static_cast<double>(report.tensor_bytes) * 1e-6, report.positions, report.prompts, visited, reachable,
-      std::string(kernels::TierName(options.tier)), std::string(WeightModeName(options.weights)));
+      ModelName(options.cut), is_what, report.tensors, static_cast<double>(report.tensor_bytes) * 1e-6,
+      report.positions, report.prompts, visited, reachable, std::string(kernels::TierName(options.tier)),
+      std::string(WeightModeName(options.weights)));
 }
 
 }  // namespace scion

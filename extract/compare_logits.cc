@@ -9,12 +9,6 @@
 namespace scion {
 namespace {
 
-absl::StatusOr<KvCache> MakeCache(const Model& model, size_t num_tokens) {
-  const int tokens = static_cast<int>(num_tokens);
-  const int num_blocks = (tokens + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
-  return KvCache::Create(model.KvPlanes(), kernels::kKvBlockTokens, num_blocks);
-}
-
 int FirstDifference(std::span<const float> a, std::span<const float> b) {
   size_t i = 0;
   while (i < a.size() && std::bit_cast<uint32_t>(a[i]) == std::bit_cast<uint32_t>(b[i])) ++i;
@@ -23,13 +17,19 @@ int FirstDifference(std::span<const float> a, std::span<const float> b) {
 
 }  // namespace
 
+absl::StatusOr<KvCache> MakeKvCache(const Model& model, size_t num_tokens) {
+  const int tokens = static_cast<int>(num_tokens);
+  const int num_blocks = (tokens + kernels::kKvBlockTokens - 1) / kernels::kKvBlockTokens;
+  return KvCache::Create(model.KvPlanes(), kernels::kKvBlockTokens, num_blocks);
+}
+
 absl::StatusOr<std::optional<LogitDifference>> CompareLogits(ModelUnderTest whole, ModelUnderTest cut,
                                                              std::span<const std::vector<int32_t>> prompts,
                                                              Progress& progress) {
   size_t longest = 0;
   for (const std::vector<int32_t>& prompt : prompts) longest = std::max(longest, prompt.size());
-  SCION_ASSIGN_OR_RETURN(KvCache whole_cache, MakeCache(*whole.model, longest));
-  SCION_ASSIGN_OR_RETURN(KvCache cut_cache, MakeCache(*cut.model, longest));
+  SCION_ASSIGN_OR_RETURN(KvCache whole_cache, MakeKvCache(*whole.model, longest));
+  SCION_ASSIGN_OR_RETURN(KvCache cut_cache, MakeKvCache(*cut.model, longest));
   const size_t vocab_size = static_cast<size_t>(whole.model->spec().vocab_size);
   std::vector<float> expected(longest * vocab_size);
   std::optional<LogitDifference> difference;

@@ -27,6 +27,9 @@ struct ModelUnderTest {
   int domain;
 };
 
+// For one sequence of so many tokens at a time. ResourceExhausted if it doesn't fit into memory.
+absl::StatusOr<KvCache> MakeKvCache(const Model& model, size_t num_tokens);
+
 // Nothing if all logits of all positions are equal. Stops at the first prompt that differs. Both models must have the
 // same vocabulary. ResourceExhausted if the KV caches don't fit into memory.
 absl::StatusOr<std::optional<LogitDifference>> CompareLogits(ModelUnderTest whole, ModelUnderTest cut,

@@ -46,12 +46,17 @@ std::span<const TensorInfo> TensorsOf(const Checkpoint& checkpoint, int file) {
 }
 
 void AddDataFile(LockFile& lock, const Checkpoint& checkpoint, const CheckpointFile& file, const FileDigest& digest) {
-  LockFile::File& entry = lock.files[file.path];
+  std::optional<std::string> domain;
+  if (file.domain.has_value()) domain = PartName(checkpoint, file);
+  AddDataFile(lock, file.path, domain, file.generation, digest);
+}
+
+void AddDataFile(LockFile& lock, const std::string& path, const std::optional<std::string>& domain, uint64_t generation,
+                 const FileDigest& digest) {
+  LockFile::File& entry = lock.files[path];
   entry = {.size = digest.bytes, .sha256 = digest.sha256, .is_data = true, .tensors = {}};
   entry.tensors.insert(digest.tensor_sha256.begin(), digest.tensor_sha256.end());
-  if (file.domain.has_value()) {
-    lock.domains[PartName(checkpoint, file)] = {.file = file.path, .generation = file.generation};
-  }
+  if (domain.has_value()) lock.domains[*domain] = {.file = path, .generation = generation};
 }
 
 void AddPlainFile(LockFile& lock, const std::string& path, const FileDigest& digest) {

@@ -31,6 +31,9 @@ std::string PartName(const Checkpoint& checkpoint, const CheckpointFile& file);
 std::span<const TensorInfo> TensorsOf(const Checkpoint& checkpoint, int file);
 
 void AddDataFile(LockFile& lock, const Checkpoint& checkpoint, const CheckpointFile& file, const FileDigest& digest);
+// domain: nothing for the trunk's.
+void AddDataFile(LockFile& lock, const std::string& path, const std::optional<std::string>& domain, uint64_t generation,
+                 const FileDigest& digest);
 void AddPlainFile(LockFile& lock, const std::string& path, const FileDigest& digest);
 // A file whose whole text is at hand.
 void AddTextFile(LockFile& lock, const std::string& path, std::string_view text);

@@ -20,8 +20,10 @@ int Main(int argc, char** argv) {
   AddCutOptions(app, invocation);
   AddInspectCommand(app, invocation);
   AddLockCommand(app, invocation);
+  AddPlanCommand(app, invocation);
   AddQuantizeCommand(app, invocation);
   AddSliceCommand(app, invocation);
+  AddUpcycleCommand(app, invocation);
   AddVerifyCommand(app, invocation);
   try {
     app.parse(argc, argv);

@@ -31,7 +31,10 @@ absl::Status RefuseOutInsideModel(const fs::path& model, const fs::path& out) {
 }  // namespace
 
 absl::StatusOr<NewModel> NewModel::Create(const Checkpoint& source, const fs::path& out) {
-  SCION_ASSIGN_OR_RETURN(std::vector<std::string> companions, ListCompanionFiles(source.directory()));
+  std::vector<std::string> companions;
+  if (!source.is_gguf()) {
+    SCION_ASSIGN_OR_RETURN(companions, ListCompanionFiles(source.directory()));
+  }
   SCION_RETURN_IF_ERROR(RefuseOutInsideModel(source.directory(), out));
   SCION_ASSIGN_OR_RETURN(StagedDirectory staged, StagedDirectory::Create(out));
   return NewModel(source, std::move(staged), std::move(companions));
@@ -58,17 +61,59 @@ absl::StatusOr<FileDigest> NewModel::Copy(const std::string& path, const ReadOnl
   return digest;
 }
 
-absl::StatusOr<NewFile> NewModel::CreateDataFile(const CheckpointFile& file) {
+absl::Status NewModel::CheckSource(std::FILE* log) const {
+  if (source_->lock() == nullptr) return absl::OkStatus();
+  uint64_t bytes = 0;
+  for (const CheckpointFile& file : source_->files()) bytes += file.file.size();
+  Progress progress(log, "hashing the source", bytes, Progress::Unit::kBytes);
+  for (const CheckpointFile& file : source_->files()) {
+    SCION_ASSIGN_OR_RETURN(const FileDigest digest, DigestFile(file.file, {}, nullptr, progress));
+    SCION_RETURN_IF_ERROR(CheckDigest(file.path, digest));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<fs::path> NewModel::Place(const std::string& relative_path) const {
   std::error_code error;
-  const fs::path path = staged_.path() / file.path;
+  const fs::path path = staged_.path() / relative_path;
   fs::create_directories(path.parent_path(), error);
   if (error) return ErrnoStatus(error.value(), "create directory", path.parent_path());
+  return path;
+}
+
+absl::StatusOr<NewFile> NewModel::CreateDataFile(const std::string& relative_path) {
+  SCION_ASSIGN_OR_RETURN(const fs::path path, Place(relative_path));
   return NewFile::Create(path);
+}
+
+absl::StatusOr<LinkKind> NewModel::LinkDataFile(const CheckpointFile& file, std::span<const TensorInfo> tensors) {
+  const LockFile* lock = source_->lock();
+  if (lock == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(source_->directory().string(),
+                     " has no lock to take the hashes of linked files from; `moe-extract ", "lock` makes one"));
+  }
+  const LockFile::File& locked = lock->files.at(file.path);
+  FileDigest digest{.bytes = locked.size, .sha256 = locked.sha256, .tensor_sha256 = {}};
+  uint64_t bytes = 0;
+  for (const TensorInfo& tensor : tensors) {
+    const auto hash = locked.tensors.find(tensor.name);
+    if (hash == locked.tensors.end()) {
+      return absl::DataLossError(
+          absl::StrCat(file.path, ": tensor ", Quoted(tensor.name), " is not in the model's lock"));
+    }
+    digest.tensor_sha256.emplace_back(*hash);
+    bytes += tensor.bytes;
+  }
+  SCION_ASSIGN_OR_RETURN(const fs::path path, Place(file.path));
+  SCION_ASSIGN_OR_RETURN(const LinkKind kind, LinkFile(file.file, path));
+  AddDataFile(file, digest, bytes);
+  return kind;
 }
 
 absl::Status NewModel::CopyDataFile(const CheckpointFile& file, std::span<const TensorInfo> tensors,
                                     Progress& progress) {
-  SCION_ASSIGN_OR_RETURN(NewFile copy, CreateDataFile(file));
+  SCION_ASSIGN_OR_RETURN(NewFile copy, CreateDataFile(file.path));
   SCION_ASSIGN_OR_RETURN(const FileDigest digest, Copy(file.path, file.file, tensors, copy, progress));
   uint64_t bytes = 0;
   for (const TensorInfo& tensor : tensors) bytes += tensor.bytes;
@@ -86,8 +131,19 @@ absl::Status NewModel::CopyCompanions(Progress& progress) {
   return absl::OkStatus();
 }
 
+absl::Status NewModel::WriteCompanion(const std::string& name, std::string_view text) {
+  AddTextFile(lock_, name, text);
+  return WriteNewFile(staged_.path() / name, text);
+}
+
 void NewModel::AddDataFile(const CheckpointFile& file, const FileDigest& digest, uint64_t tensor_bytes) {
-  scion::AddDataFile(lock_, *source_, file, digest);
+  NewDataFile place{.path = file.path, .domain = std::nullopt, .generation = file.generation};
+  if (file.domain.has_value()) place.domain = PartName(*source_, file);
+  AddDataFile(place, digest, tensor_bytes);
+}
+
+void NewModel::AddDataFile(const NewDataFile& file, const FileDigest& digest, uint64_t tensor_bytes) {
+  scion::AddDataFile(lock_, file.path, file.domain, file.generation, digest);
   for (const auto& [tensor, sha256] : digest.tensor_sha256) weight_map_[tensor] = file.path;
   total_size_ += tensor_bytes;
 }

@@ -12,6 +12,7 @@
 #include "extract/check_lock.h"
 #include "extract/compare_bytes.h"
 #include "extract/compare_logits.h"
+#include "extract/compare_upcycled.h"
 #include "extract/cover_prompts.h"
 #include "extract/lock_builder.h"
 
@@ -51,12 +52,14 @@ absl::Status CompareAllBytes(const VerifyOptions& options, const Checkpoint& who
   for (const TensorInfo& tensor : cut.tensors()) total += tensor.bytes;
   {
     Progress progress(options.log, "comparing bytes", total, Progress::Unit::kBytes);
-    SCION_ASSIGN_OR_RETURN(ByteComparison bytes, CompareTensors(whole, cut, progress));
+    SCION_ASSIGN_OR_RETURN(ByteComparison bytes, report.upcycled ? CompareWithParent(whole, cut, progress)
+                                                                 : CompareTensors(whole, cut, progress));
     report.tensors = bytes.tensors;
     report.tensor_bytes = bytes.bytes;
     report.differences.insert(report.differences.end(), bytes.differences.begin(), bytes.differences.end());
   }
-  SCION_ASSIGN_OR_RETURN(const std::vector<Difference> companions, CompareCompanions(whole, cut));
+  SCION_ASSIGN_OR_RETURN(const std::vector<Difference> companions,
+                         report.upcycled ? CompareParentCompanions(whole, cut) : CompareCompanions(whole, cut));
   report.differences.insert(report.differences.end(), companions.begin(), companions.end());
   return HashSource(options, whole, report);
 }
@@ -75,7 +78,7 @@ absl::StatusOr<std::vector<RouteTable>> ReadRouteTables(const Checkpoint& checkp
 // Runs the cover prompts of one domain through both models.
 absl::Status CompareDomain(const VerifyOptions& options, const Checkpoint& cut_files, Model& whole, Model& cut,
                            const std::string& name, VerifyReport& report) {
-  const int whole_domain = *whole.spec().FindDomain(name);
+  const int whole_domain = report.upcycled ? 0 : *whole.spec().FindDomain(name);
   const int cut_domain = *cut.spec().FindDomain(name);
   const DomainSpec& domain = cut.spec().domains[static_cast<size_t>(cut_domain)];
   SCION_ASSIGN_OR_RETURN(const std::vector<RouteTable> tables, ReadRouteTables(cut_files, domain));
@@ -142,9 +145,10 @@ absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) {
     report.differences.push_back({"", "", "the cut does not open: " + std::string(cut.status().message())});
     return report;
   }
+  report.upcycled = IsUpcycled(**whole, **cut);
   for (const DomainSpec& domain : (*cut)->spec().domains) {
     report.domains.push_back(domain.name);
-    if (!(*whole)->spec().FindDomain(domain.name).has_value()) {
+    if (!report.upcycled && !(*whole)->spec().FindDomain(domain.name).has_value()) {
       report.differences.push_back({"config.json", "", "domain " + Quoted(domain.name) + " is not in the source"});
     }
   }

@@ -37,7 +37,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ByteLevelBpe::Create(TokenizerSpec sp
     if (byte_ids[byte] != kNoToken) continue;
     // Without these it is no vocabulary in the byte alphabet; rare ones a trainer may not have seen.
     const bool needed = byte == '\n' || (byte >= ' ' && byte <= '~');
-    if (spec.bytes_may_lack_tokens && !needed) continue;
+    if (!needed) continue;
     return absl::InvalidArgumentError(absl::StrCat("the vocabulary has no token for byte ", byte));
   }
   return std::unique_ptr<Tokenizer>(
@@ -66,8 +66,8 @@ ByteLevelBpe::ByteLevelBpe(TokenizerSpec spec, PreTokenizer pre_tokenizer, std::
   }
   if (spec_.ignore_merges) {
     for (const VocabularyEntry& entry : spec_.vocabulary) {
-      const std::string& bytes = bytes_of_id_[entry.id];
-      id_of_bytes_.emplace(bytes, entry.id);
+      // Plain text never becomes a special token.
+      if (!is_special_[entry.id]) id_of_bytes_.emplace(bytes_of_id_[entry.id], entry.id);
     }
   }
   spec_.vocabulary = {};

@@ -155,7 +155,6 @@ absl::StatusOr<TokenizerSpec> ByteLevelSpecOfGguf(GgufVocabulary vocabulary) {
   spec.pre_tokenizer = std::move(pre_tokenizer.steps);
   spec.nfc = pre_tokenizer.nfc;
   spec.ignore_merges = pre_tokenizer.ignore_merges;
-  spec.bytes_may_lack_tokens = true;
   if (vocabulary.add_space_prefix.value_or(false)) {
     return absl::UnimplementedError("add_space_prefix in a byte-level vocabulary is not supported");
   }

@@ -39,7 +39,6 @@ struct TokenizerSpec {
   std::vector<VocabularyEntry> vocabulary;
   std::vector<BpeMerges::Merge> merges;
   bool ignore_merges = false;          // a pre-token that is a token is taken whole
-  bool bytes_may_lack_tokens = false;  // but for printable ASCII and the newline
   bool nfc = false;
   std::vector<AddedToken> added_tokens;
   std::vector<PreTokenizeStep> pre_tokenizer;

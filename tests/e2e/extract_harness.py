@@ -20,6 +20,8 @@ class Harness:
         self.model = self.work / "model"
         subprocess.run([arguments.make_tiny_model, self.model], check=True)
         self.model_files = tree(self.model)
+        self.plain = self.work / "plain"
+        subprocess.run([arguments.make_tiny_model, self.plain, "llama"], check=True)
         self.checks = 0
 
     def run(self, *arguments, prefix=(), **keywords):

@@ -11,7 +11,7 @@ from extract_harness import Harness, entries
 # Each call that changes what is on the disk. A name that this machine's strace or libc does not use is never hit: the
 # count below then stays 0, which the last check notices for those that matter.
 CALLS = ["write", "pwrite64", "copy_file_range", "fsync", "fdatasync", "rename", "renameat2", "mkdir", "openat", "unlink",
-         "unlinkat", "close", "flock"]
+         "unlinkat", "close", "flock", "linkat", "ioctl"]
 MUST_BE_HIT = {"write", "fsync", "mkdir", "openat", "flock"}
 RENAMES = {"rename", "renameat2"}
 
@@ -61,7 +61,9 @@ def main():
         print(f"{verb[0]} killed at:", {call: count for call, count in hits.items() if count})
 
     kill_maker("slice", harness.model, "--domain", "beta")
+    kill_maker("slice", harness.model, "--domain", "beta", "--link")
     kill_maker("quantize", harness.model, "--type", "q4_0")
+    kill_maker("upcycle", harness.plain, "--domains", "a,b", "--experts", "2", "--sparse-layers", "1")
 
     # `lock --replace` writes into a model that is there already: the old lock or the new, never half of one.
     signed = place / "signed"
