@@ -90,7 +90,9 @@ void AddUpcycleCommand(CLI::App& app, Invocation& invocation) {
   verb.add_option("--histogram", args->histogram,
                   "a text by whose tokens the routes are balanced; default: by token types")
       ->type_name("TEXT");
-  verb.add_option("--seed", args->seed, "of the random routes; default: 1")->type_name("S");
+  verb.add_option("--seed", args->seed, "of the random routes; default: 1")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("S");
   verb.add_flag("--json", args->json, "JSON on stdout");
   verb.callback([args, &invocation] { invocation.run = [args] { return RunUpcycle(*args); }; });
 }
