@@ -196,12 +196,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineOptions options) {
     if (!tier.ok()) return tier.status();
     options.tier = *tier;
   }
-  if (!options.kv_type) {
-    options.kv_type = options.weights == WeightMode::kF32 ? kernels::KvType::kF32 : kernels::KvType::kBF16;
-  }
-
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(options.model_directory);
   if (!checkpoint.ok()) return checkpoint.status();
+  if (!options.kv_type) options.kv_type = DefaultKvType(**checkpoint, options.weights);
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = LoadTokenizer(**checkpoint);
   if (!tokenizer.ok()) return tokenizer.status();
   auto pool = std::make_unique<ThreadPool>(options.num_threads);

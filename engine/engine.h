@@ -45,7 +45,8 @@ struct EngineOptions {
   std::optional<kernels::Tier> tier;  // default: kernels::ChooseTier()
   WeightMode weights = WeightMode::kAsIs;
   PackCacheOptions pack_cache = {};
-  std::optional<kernels::KvType> kv_type;  // default: as the weights
+  // Default: fp32 with weights of fp32, fp16 where the model's weights are kept in it, else bf16.
+  std::optional<kernels::KvType> kv_type;
   uint64_t kv_cache_bytes = uint64_t{512} << 20;
   int max_step_tokens = 512;       // the token budget of a step: decode rows first, prefill chunks fill the rest
   int prefill_chunk_tokens = 256;  // of one prompt in one step, as long as other prompts want a part of it

@@ -23,6 +23,7 @@ struct Invocation {
   std::function<int()> run;  // set by the verb that was chosen; returns an ExitCode
 };
 
+void AddExportCommand(CLI::App& app, Invocation& invocation);
 void AddInspectCommand(CLI::App& app, Invocation& invocation);
 void AddLockCommand(CLI::App& app, Invocation& invocation);
 void AddPlanCommand(CLI::App& app, Invocation& invocation);

@@ -5,10 +5,10 @@
 #include <utility>
 
 #include "engine/base/status.h"
-#include "engine/text/tokenizer_files.h"
 #include "extract/companion_files.h"
 #include "extract/lock_builder.h"
 #include "extract/safetensors_writer.h"
+#include "extract/tokenizer_json.h"
 #include "extract/upcycle_config.h"
 
 namespace scion {
@@ -51,9 +51,8 @@ absl::StatusOr<Json> ExpectedConfig(const Checkpoint& dense, const Checkpoint& m
 absl::StatusOr<std::vector<Difference>> CompareTokenizer(const Checkpoint& dense, const Checkpoint& model) {
   std::map<std::string, std::string> expected;
   if (dense.vocabulary() != nullptr) {
-    SCION_ASSIGN_OR_RETURN(TokenizerFiles files, TokenizerFilesOfGguf(*dense.vocabulary()));
-    expected["tokenizer.json"] = std::move(files.tokenizer_json);
-    expected["tokenizer_config.json"] = std::move(files.tokenizer_config_json);
+    SCION_ASSIGN_OR_RETURN(expected["tokenizer.json"], TokenizerJson(*dense.vocabulary()));
+    expected["tokenizer_config.json"] = TokenizerConfigJson(*dense.vocabulary());
   }
   std::vector<Difference> differences;
   SCION_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListCompanionFiles(model.directory()));

@@ -18,6 +18,7 @@ int Main(int argc, char** argv) {
   app.set_version_flag("--version", "moe-extract " SCION_VERSION);
   app.require_subcommand(0, 1);
   AddCutOptions(app, invocation);
+  AddExportCommand(app, invocation);
   AddInspectCommand(app, invocation);
   AddLockCommand(app, invocation);
   AddPlanCommand(app, invocation);

@@ -11,7 +11,6 @@
 #include "extract/lock_builder.h"
 
 namespace scion {
-namespace {
 
 namespace fs = std::filesystem;
 
@@ -28,7 +27,14 @@ absl::Status RefuseOutInsideModel(const fs::path& model, const fs::path& out) {
   return absl::OkStatus();
 }
 
-}  // namespace
+absl::Status CheckDigest(const Checkpoint& source, const std::string& path, const FileDigest& digest) {
+  const LockFile* lock = source.lock();
+  if (lock == nullptr) return absl::OkStatus();
+  const auto entry = lock->files.find(path);
+  if (entry == lock->files.end() || entry->second.sha256 == digest.sha256) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat((source.directory() / path).string(),
+                                          " is not what the model's lock says (sha256 differs): nothing was written"));
+}
 
 absl::StatusOr<NewModel> NewModel::Create(const Checkpoint& source, const fs::path& out) {
   std::vector<std::string> companions;
@@ -44,12 +50,7 @@ NewModel::NewModel(const Checkpoint& source, StagedDirectory staged, std::vector
     : source_(&source), staged_(std::move(staged)), companions_(std::move(companions)) {}
 
 absl::Status NewModel::CheckDigest(const std::string& path, const FileDigest& digest) const {
-  const LockFile* lock = source_->lock();
-  if (lock == nullptr) return absl::OkStatus();
-  const auto entry = lock->files.find(path);
-  if (entry == lock->files.end() || entry->second.sha256 == digest.sha256) return absl::OkStatus();
-  return absl::DataLossError(absl::StrCat((source_->directory() / path).string(),
-                                          " is not what the model's lock says (sha256 differs): nothing was written"));
+  return scion::CheckDigest(*source_, path, digest);
 }
 
 absl::StatusOr<FileDigest> NewModel::Copy(const std::string& path, const ReadOnlyFile& file,

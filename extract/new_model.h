@@ -27,6 +27,12 @@ struct NewDataFile {
   uint64_t generation = 1;
 };
 
+// InvalidArgument: OUT lies inside the model.
+absl::Status RefuseOutInsideModel(const std::filesystem::path& model, const std::filesystem::path& out);
+
+// DataLoss if the digest, of a file of the source, is not what the source's lock says.
+absl::Status CheckDigest(const Checkpoint& source, const std::string& path, const FileDigest& digest);
+
 class NewModel {
  public:
   // `source` must outlive it. AlreadyExists: OUT is there. InvalidArgument: OUT lies inside the source. And as
@@ -50,7 +56,7 @@ class NewModel {
   void AddDataFile(const CheckpointFile& file, const FileDigest& digest, uint64_t tensor_bytes);
   // Hashes the source's data files, if it has a lock. DataLoss if one is not what the lock says.
   absl::Status CheckSource(std::FILE* log) const;
-  // DataLoss if the digest, of a file of the source, is not what the source's lock says.
+  // As CheckDigest above.
   absl::Status CheckDigest(const std::string& path, const FileDigest& digest) const;
 
   struct Lineage {

@@ -1,8 +1,6 @@
 #include "extract/quantize.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <memory>
 #include <set>
 #include <span>
@@ -11,8 +9,8 @@
 
 #include "engine/base/json.h"
 #include "engine/base/status.h"
-#include "engine/kernels/ggml_blocks.h"
 #include "engine/model/checkpoint.h"
+#include "extract/convert_rows.h"
 #include "extract/digest_file.h"
 #include "extract/lock_builder.h"
 #include "extract/new_model.h"
@@ -127,37 +125,19 @@ class FileWriter {
     const uint64_t elements = static_cast<uint64_t>(source.shape[1]);
     const uint64_t source_row = DTypeRowBytes(source.dtype, elements), row_bytes = DTypeRowBytes(tensor.type, elements);
     const uint64_t batch_rows = std::max<uint64_t>(1, kBatchBytes / source_row);
-    values_.resize(elements);
+    RowConverter converter(source.dtype, tensor.type, static_cast<int>(elements));
     for (uint64_t first = 0; first < rows; first += batch_rows) {
       const uint64_t count = std::min(batch_rows, rows - first);
       SCION_RETURN_IF_ERROR(Read(source, first * source_row, count * source_row));
       blocks_.resize(count * row_bytes);
       for (uint64_t row = 0; row < count; ++row) {
-        kernels::DequantizeRow(source.dtype, &batch_[row * source_row], static_cast<int>(elements), values_.data());
-        std::byte* out = &blocks_[row * row_bytes];
-        kernels::QuantizeRow(tensor.type, values_.data(), static_cast<int>(elements), out);
-        SCION_RETURN_IF_ERROR(CheckRow(tensor, first + row, {out, row_bytes}));
+        const absl::Status converted = converter.Convert(&batch_[row * source_row], &blocks_[row * row_bytes]);
+        if (converted.ok()) continue;
+        return absl::DataLossError(absl::StrCat((checkpoint_.directory() / file_.path).string(), ": tensor ",
+                                                Quoted(source.name), ": row ", first + row, " has ",
+                                                converted.message()));
       }
       SCION_RETURN_IF_ERROR(out_.Append(blocks_));
-    }
-    return absl::OkStatus();
-  }
-
-  // A row whose values, in values_, are finite has blocks whose scales are.
-  absl::Status CheckRow(const PlannedTensor& tensor, uint64_t row, std::span<const std::byte> blocks) const {
-    const auto damaged = [&](std::string_view what) {
-      return absl::DataLossError(absl::StrCat((checkpoint_.directory() / file_.path).string(), ": tensor ",
-                                              Quoted(tensor.source->name), ": row ", row, " has ", ToAbsl(what)));
-    };
-    if (!std::ranges::all_of(values_, [](float v) { return std::isfinite(v); })) {
-      return damaged("a weight that is not finite");
-    }
-    for (size_t at = 0; at < blocks.size(); at += DTypeBytes(tensor.type)) {
-      uint16_t scale;
-      std::memcpy(&scale, &blocks[at], sizeof(scale));
-      if (!std::isfinite(F16ToF32(scale))) {
-        return damaged(absl::StrCat("a weight too large for a block of ", ToAbsl(DTypeName(tensor.type))));
-      }
     }
     return absl::OkStatus();
   }
@@ -167,7 +147,6 @@ class FileWriter {
   SafetensorsWriter& out_;
   Progress& progress_;
   std::vector<std::byte> batch_, blocks_;
-  std::vector<float> values_;
 };
 
 absl::Status RefuseSource(const Checkpoint& checkpoint, const QuantizeOptions& options) {

@@ -1,40 +1,22 @@
 #include "extract/staged_directory.h"
 
 #include <fcntl.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdio>
 #include <system_error>
 #include <utility>
 
 #include "engine/base/atomic_file.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
+#include "extract/staging.h"
 
 namespace scion {
 namespace {
 
 namespace fs = std::filesystem;
-
-absl::Status ExistsError(const fs::path& target) {
-  return absl::AlreadyExistsError(
-      absl::StrCat(target.string(), " exists already; it is left as it is. Choose another place, or remove it first"));
-}
-
-fs::path DirectoryAbove(const fs::path& path) {
-  const fs::path parent = path.parent_path();
-  return parent.empty() ? fs::path(".") : parent;
-}
-
-// Whether the open directory is still the one at `path`, not one that its maker has renamed or removed.
-bool IsAt(int fd, const fs::path& path) {
-  struct stat opened, named;
-  return ::fstat(fd, &opened) == 0 && ::lstat(path.c_str(), &named) == 0 && opened.st_dev == named.st_dev &&
-         opened.st_ino == named.st_ino;
-}
 
 absl::Status RemoveContents(const fs::path& directory) {
   std::error_code error;
@@ -47,28 +29,17 @@ absl::Status RemoveContents(const fs::path& directory) {
 
 }  // namespace
 
-fs::path StagingPath(const fs::path& target) {
-  return target.parent_path() / absl::StrCat(".", target.filename().string(), ".scion-partial");
-}
-
 absl::StatusOr<StagedDirectory> StagedDirectory::Create(const fs::path& given) {
-  // "cut/" means "cut".
-  const fs::path target = given.has_filename() ? given : given.parent_path();
-  std::error_code error;
-  if (fs::symlink_status(target, error).type() != fs::file_type::not_found) {
-    if (error) return ErrnoStatus(error.value(), "look up", target);
-    return ExistsError(target);
-  }
+  SCION_ASSIGN_OR_RETURN(const fs::path target, CheckNewTarget(given));
   const fs::path path = StagingPath(target);
   if (::mkdir(path.c_str(), 0777) != 0 && errno != EEXIST) {
     return Annotate(ErrnoStatus(errno, "create directory", path), absl::StrCat("cannot write ", target.string()));
   }
   const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (fd < 0) return ErrnoStatus(errno, "open directory", path);
-  if (::flock(fd, LOCK_EX | LOCK_NB) != 0 || !IsAt(fd, path)) {
+  if (absl::Status locked = LockStaging(fd, target); !locked.ok()) {
     ::close(fd);
-    return absl::FailedPreconditionError(
-        absl::StrCat(target.string(), ": another run is writing it at this moment (", path.string(), " is locked)"));
+    return locked;
   }
   StagedDirectory staged(target, path, fd);
   SCION_RETURN_IF_ERROR(RemoveContents(path));
@@ -99,15 +70,9 @@ absl::Status StagedDirectory::Commit() {
   }
   if (error) return ErrnoStatus(error.value(), "list", path_);
   SCION_RETURN_IF_ERROR(FsyncDirectory(path_));
-  if (::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, target_.c_str(), RENAME_NOREPLACE) != 0) {
-    // A filesystem without RENAME_NOREPLACE: rename replaces at most an empty directory made since Create.
-    if (errno == EEXIST) return ExistsError(target_);
-    if (errno != EINVAL && errno != ENOSYS) return ErrnoStatus(errno, "rename to", target_);
-    if (::rename(path_.c_str(), target_.c_str()) != 0) return ErrnoStatus(errno, "rename to", target_);
-  }
+  SCION_RETURN_IF_ERROR(RenameIntoPlace(target_));
   owned_ = false;
-  return Annotate(FsyncDirectory(DirectoryAbove(target_)),
-                  absl::StrCat(target_.string(), " is in place, but may not survive a power failure"));
+  return SyncNewName(target_);
 }
 
 }  // namespace scion

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "extract/staging.h"
 
 namespace scion {
 
@@ -35,8 +36,5 @@ class StagedDirectory {
   int fd_;  // holds the lock
   bool owned_ = true;
 };
-
-// Where StagedDirectory builds `target`.
-std::filesystem::path StagingPath(const std::filesystem::path& target);
 
 }  // namespace scion

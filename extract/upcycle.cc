@@ -11,11 +11,11 @@
 #include "engine/base/status.h"
 #include "engine/model/checkpoint.h"
 #include "engine/text/tokenizer.h"
-#include "engine/text/tokenizer_files.h"
 #include "extract/balanced_route.h"
 #include "extract/new_model.h"
 #include "extract/safetensors_writer.h"
 #include "extract/token_histogram.h"
+#include "extract/tokenizer_json.h"
 #include "extract/upcycle_config.h"
 
 namespace scion {
@@ -158,10 +158,10 @@ absl::StatusOr<std::vector<uint64_t>> ReadHistogram(const Checkpoint& dense, con
 
 absl::Status WriteTokenizer(const Checkpoint& dense, NewModel& model) {
   if (dense.vocabulary() == nullptr) return absl::OkStatus();
-  absl::StatusOr<TokenizerFiles> files = TokenizerFilesOfGguf(*dense.vocabulary());
-  if (!files.ok()) return Annotate(files.status(), dense.directory().string());
-  SCION_RETURN_IF_ERROR(model.WriteCompanion("tokenizer.json", files->tokenizer_json));
-  return model.WriteCompanion("tokenizer_config.json", files->tokenizer_config_json);
+  const absl::StatusOr<std::string> tokenizer = TokenizerJson(*dense.vocabulary());
+  if (!tokenizer.ok()) return Annotate(tokenizer.status(), dense.directory().string());
+  SCION_RETURN_IF_ERROR(model.WriteCompanion("tokenizer.json", *tokenizer));
+  return model.WriteCompanion("tokenizer_config.json", TokenizerConfigJson(*dense.vocabulary()));
 }
 
 }  // namespace

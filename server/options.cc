@@ -57,8 +57,8 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   double write_timeout_seconds = 30;
   std::map<std::string, WeightMode> weight_modes;
   for (WeightMode mode : kAllWeightModes) weight_modes[std::string(WeightModeName(mode))] = mode;
-  const std::map<std::string, kernels::KvType> kv_types = {{"bf16", kernels::KvType::kBF16},
-                                                           {"fp32", kernels::KvType::kF32}};
+  std::map<std::string, kernels::KvType> kv_types;
+  for (kernels::KvType type : kernels::kAllKvTypes) kv_types[std::string(kernels::KvTypeName(type))] = type;
   std::string weights = "as-is";
   std::string kv_type;
   std::string pack_dir;
@@ -86,7 +86,9 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   compute.add_option("--pack-dir", pack_dir,
                      "Where packed weights are kept for the next start: a directory, or none (default: "
                      "MODEL.scion-pack, for models of 64 MB and more)");
-  compute.add_option("--kv-type", kv_type, "Type of cached keys and values: bf16 or fp32 (default: as --weights)")
+  compute
+      .add_option("--kv-type", kv_type,
+                  "Type of cached keys and values (default: fp32 or fp16 where the weights are, else bf16)")
       ->check(CLI::IsMember(kv_types));
   compute.add_option("--kv-cache-mb", kv_cache_mb, "Memory for the KV cache")
       ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 24))

@@ -10,6 +10,8 @@
 // value is not read. Tokens and heads that share keys go through a tile together, which changes nothing of that.
 #pragma once
 
+#include <cstring>
+
 #include "engine/kernels/dots.h"
 #include "engine/kernels/kernels.h"
 #include "engine/kernels/tiling.h"
@@ -38,17 +40,51 @@ inline void Rope(float* heads, int num_heads, int head_dim, const float* cos, co
   }
 }
 
-// Element (step, n) of a panel of `width` outputs, kPair steps to a group: where in units of elements.
-template <int kPair>
-SCION_KERNEL ptrdiff_t PanelElement(int step, int n, int width) {
-  return static_cast<ptrdiff_t>(step / kPair) * width * kPair + n * kPair + step % kPair;
-}
+// How keys and values of one type lie in a block, and by which policies they are multiplied. At: where element (step,
+// n) of a panel of `width` outputs lies, in units of elements. FirstOfPairs: a line of values without the second of
+// each pair. BDot: the tier's policy for bf16.
+template <class BDot>
+struct Bf16Kv {
+  using Element = uint16_t;
+  using KDot = WidenedBf16Dot;
+  using VDot = BDot;
+  static SCION_KERNEL ptrdiff_t At(int step, int n, int width) {
+    return static_cast<ptrdiff_t>(step / 2) * width * 2 + n * 2 + step % 2;
+  }
+  static SCION_KERNEL void Round(Element* p, F32x16 x) { StoreBf16(p, x); }
+  static SCION_KERNEL void FirstOfPairs(const std::byte* line, std::byte* out) {
+    Store(out, FromBits(AndBits(LoadBits(line), 0x0000ffffu)));
+  }
+};
 
-SCION_KERNEL void StoreKv(uint16_t* p, F32x16 x) { StoreBf16(p, x); }
-SCION_KERNEL void StoreKv(float* p, F32x16 x) { Store(p, x); }
+struct F16Kv {
+  using Element = uint16_t;
+  using KDot = F16Dot;
+  using VDot = F16Dot;
+  static SCION_KERNEL ptrdiff_t At(int step, int n, int width) {
+    return static_cast<ptrdiff_t>(step / 2) * width * 2 + n / 16 * 32 + step % 2 * 16 + n % 16;
+  }
+  static SCION_KERNEL void Round(Element* p, F32x16 x) {
+    constexpr float kLargest = 65504.0f;
+    StoreF16(p, Max(Set1(-kLargest), Min(Set1(kLargest), x)));  // in this order a NaN stays one
+  }
+  static SCION_KERNEL void FirstOfPairs(const std::byte* line, std::byte* out) {
+    std::memcpy(out, line, kLineBytes / 2);
+    std::memset(out + kLineBytes / 2, 0, kLineBytes / 2);
+  }
+};
 
-template <class Element, int kPair>
+struct F32Kv {
+  using Element = float;
+  using KDot = F32Dot;
+  using VDot = F32Dot;
+  static SCION_KERNEL ptrdiff_t At(int step, int n, int width) { return static_cast<ptrdiff_t>(step) * width + n; }
+  static SCION_KERNEL void Round(Element* p, F32x16 x) { Store(p, x); }
+};
+
+template <class Kv>
 inline void WriteKvAs(const KvPlanes& planes, int32_t block, int slot, const float* k, const float* v) {
+  using Element = typename Kv::Element;
   const size_t base = static_cast<size_t>(block) * planes.block_bytes;
   const int head_dim = planes.head_dim;
   for (int h = 0; h < planes.num_kv_heads; ++h) {
@@ -57,21 +93,27 @@ inline void WriteKvAs(const KvPlanes& planes, int32_t block, int slot, const flo
     Element* v_head = reinterpret_cast<Element*>(planes.v + base) + head * kKvBlockTokens;
     for (int d = 0; d < head_dim; d += 16) {
       Element key[16], value[16];
-      StoreKv(key, Load(k + head + d));
-      StoreKv(value, Load(v + head + d));
+      Kv::Round(key, Load(k + head + d));
+      Kv::Round(value, Load(v + head + d));
+      Element* k_to = k_head + Kv::At(d, slot, kKvBlockTokens);
+      Element* v_to = v_head + Kv::At(slot, d, head_dim);
+#pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) {
-        k_head[PanelElement<kPair>(d + i, slot, kKvBlockTokens)] = key[i];
-        v_head[PanelElement<kPair>(slot, d + i, head_dim)] = value[i];
+        k_to[Kv::At(i, 0, kKvBlockTokens)] = key[i];
+        v_to[Kv::At(0, i, 16)] = value[i];
       }
     }
   }
 }
 
 inline void WriteKv(const KvPlanes& planes, int32_t block, int slot, const float* k, const float* v) {
-  if (planes.type == KvType::kBF16) {
-    WriteKvAs<uint16_t, 2>(planes, block, slot, k, v);
-  } else {
-    WriteKvAs<float, 1>(planes, block, slot, k, v);
+  switch (planes.type) {
+    case KvType::kBF16:
+      return WriteKvAs<Bf16Kv<WidenedBf16Dot>>(planes, block, slot, k, v);
+    case KvType::kF16:
+      return WriteKvAs<F16Kv>(planes, block, slot, k, v);
+    case KvType::kF32:
+      return WriteKvAs<F32Kv>(planes, block, slot, k, v);
   }
 }
 
@@ -83,9 +125,7 @@ constexpr int kStepValues = static_cast<int>(Dot::kStepActivationBytes / (Dot::k
 template <class Dot>
 SCION_KERNEL F32x16 StoreForDot(F32x16 x, int i, std::byte* out) {
   if constexpr (Dot::kForm == ActivationForm::kBF16) {
-    uint16_t* to = reinterpret_cast<uint16_t*>(out) + i;
-    StoreBf16(to, x);
-    return LoadBf16(to);
+    return StoreAsBf16(reinterpret_cast<uint16_t*>(out) + i, x);
   } else {
     Store(reinterpret_cast<float*>(out) + i, x);
     return x;
@@ -117,10 +157,10 @@ SCION_KERNEL void AccumulateSteps(const std::byte* panel, const std::byte* next,
 
 // Queries that go through the tiles together: rows of head_dim values each, and their softmax so far.
 struct Queries {
-  alignas(64) float q[kAttendHeads * kMaxAttendHeadDim];
+  alignas(64) float q[kAttendHeads * kMaxAttendHeadDim];    // times the scale of scores
   alignas(64) float out[kAttendHeads * kMaxAttendHeadDim];  // not yet divided by sum
   float largest[kAttendHeads];
-  float sum[kAttendHeads];
+  alignas(64) float sum[kAttendHeads * 16];  // by lane
 };
 
 // One head's keys and values of a block, and of the block that comes after.
@@ -148,9 +188,10 @@ SCION_KERNEL void ScoreTile(const KvTile& tile, int head_dim, const float* q, fl
 }
 
 // Lines [line, line + kLines) of out = out * rescale + weights v, over the first `tokens` tokens.
-template <class Dot, int kCount, int kLines>
+template <class Kv, int kCount, int kLines>
 SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int tokens, const std::byte* weights,
                             const float* rescale, float* out) {
+  using Dot = typename Kv::VDot;
   constexpr int kValues = kStepValues<Dot>;
   constexpr size_t kWeightBytes = kKvBlockTokens / kValues * Dot::kStepActivationBytes;
   const size_t step_bytes = static_cast<size_t>(head_dim / 16) * kLineBytes;
@@ -162,16 +203,16 @@ SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int toke
   }
   const int whole = tokens / kValues;
   AccumulateSteps<Dot, kCount, kLines>(tile.v + at, tile.next_v + at, step_bytes, whole, weights, kWeightBytes, sums);
-  if (kValues > 1 && tokens % kValues != 0) {
-    // The other half of the last pairs is nobody's yet.
-    alignas(64) std::byte last[kLines * kLineBytes];
-    for (int l = 0; l < kLines; ++l) {
-      const std::byte* pairs =
-          tile.v + at + static_cast<size_t>(whole) * step_bytes + static_cast<size_t>(l) * kLineBytes;
-      Store(last + static_cast<size_t>(l) * kLineBytes, FromBits(AndBits(LoadBits(pairs), 0x0000ffffu)));
+  if constexpr (kValues > 1) {
+    if (tokens % kValues != 0) {
+      // The other half of the last pairs is nobody's yet.
+      alignas(64) std::byte last[kLines * kLineBytes];
+      for (size_t l = 0; l < kLines; ++l) {
+        Kv::FirstOfPairs(tile.v + at + static_cast<size_t>(whole) * step_bytes + l * kLineBytes, last + l * kLineBytes);
+      }
+      AccumulateSteps<Dot, kCount, kLines>(
+          last, last, 0, 1, weights + static_cast<size_t>(whole) * Dot::kStepActivationBytes, kWeightBytes, sums);
     }
-    AccumulateSteps<Dot, kCount, kLines>(
-        last, last, 0, 1, weights + static_cast<size_t>(whole) * Dot::kStepActivationBytes, kWeightBytes, sums);
   }
   for (int i = 0; i < kCount; ++i) {
     for (int l = 0; l < kLines; ++l) Store(out + i * head_dim + l * 16, sums[i][l]);
@@ -179,19 +220,24 @@ SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int toke
 }
 
 // One tile, of which all queries [first, first + kCount) see the first `tokens`.
-template <class KDot, class VDot, int kCount>
-inline void AttendTile(const KvTile& tile, int head_dim, int tokens, float scale, int first, Queries& queries) {
+template <class Kv, int kCount>
+inline void AttendTile(const KvTile& tile, int head_dim, int tokens, int first, Queries& queries) {
   constexpr int kLines = 16 / kCount < kAttendLines ? (kCount > 8 ? 1 : 16 / kCount) : kAttendLines;
   float* out = queries.out + first * head_dim;
   const F32x16 minus_infinity = Set1(-__builtin_inff());
   alignas(64) float weights[kCount * kKvBlockTokens];
   alignas(64) float rescale[16] = {};
-  ScoreTile<KDot, kCount>(tile, head_dim, queries.q + first * head_dim, weights);
+  ScoreTile<typename Kv::KDot, kCount>(tile, head_dim, queries.q + first * head_dim, weights);
   for (int i = 0; i < kCount; ++i) {
     float& largest = queries.largest[first + i];
-    const float* w = weights + i * kKvBlockTokens;
-    const F32x16 low = Select(FirstLanes(tokens), Mul(Load(w), Set1(scale)), minus_infinity);
-    const F32x16 high = Select(FirstLanes(tokens - 16), Mul(Load(w + 16), Set1(scale)), minus_infinity);
+    float* w = weights + i * kKvBlockTokens;
+    F32x16 low = Load(w), high = Load(w + 16);
+    if (tokens < kKvBlockTokens) {
+      low = Select(FirstLanes(tokens), low, minus_infinity);
+      high = Select(FirstLanes(tokens - 16), high, minus_infinity);
+      Store(w, low);
+      Store(w + 16, high);
+    }
     const float tile_largest = ReduceMax(Max(low, Max(high, minus_infinity)));
     const float now = tile_largest > largest ? tile_largest : largest;
     rescale[i] = largest - now;
@@ -202,32 +248,30 @@ inline void AttendTile(const KvTile& tile, int head_dim, int tokens, float scale
   for (int i = 0; i < kCount; ++i) {
     const F32x16 largest = Set1(queries.largest[first + i]);
     const float* w = weights + i * kKvBlockTokens;
-    F32x16 low = Exp(Sub(Select(FirstLanes(tokens), Mul(Load(w), Set1(scale)), minus_infinity), largest));
-    F32x16 high = Exp(Sub(Select(FirstLanes(tokens - 16), Mul(Load(w + 16), Set1(scale)), minus_infinity), largest));
-    low = StoreForDot<VDot>(low, i * kKvBlockTokens, prepared);
-    high = StoreForDot<VDot>(high, i * kKvBlockTokens + 16, prepared);
-    float& sum = queries.sum[first + i];
-    sum = sum * rescale[i] + ReduceAdd(Add(low, high));  // of the weights as rounded: they are 1 in all
+    const F32x16 low = StoreForDot<typename Kv::VDot>(Exp(Sub(Load(w), largest)), i * kKvBlockTokens, prepared);
+    const F32x16 high =
+        StoreForDot<typename Kv::VDot>(Exp(Sub(Load(w + 16), largest)), i * kKvBlockTokens + 16, prepared);
+    float* sum = queries.sum + (first + i) * 16;
+    Store(sum, MulAdd(Load(sum), Set1(rescale[i]), Add(low, high)));  // of the weights as rounded: they are 1 in all
   }
   int line = 0;
   for (; line + kLines <= head_dim / 16; line += kLines) {
-    AddValues<VDot, kCount, kLines>(tile, head_dim, line, tokens, prepared, rescale, out);
+    AddValues<Kv, kCount, kLines>(tile, head_dim, line, tokens, prepared, rescale, out);
   }
-  for (; line < head_dim / 16; ++line) AddValues<VDot, kCount, 1>(tile, head_dim, line, tokens, prepared, rescale, out);
+  for (; line < head_dim / 16; ++line) AddValues<Kv, kCount, 1>(tile, head_dim, line, tokens, prepared, rescale, out);
 }
 
-template <class KDot, class VDot, int kCount>
-inline void AttendTileUpTo(int count, const KvTile& tile, int head_dim, int tokens, float scale, int first,
-                           Queries& queries) {
+template <class Kv, int kCount>
+inline void AttendTileUpTo(int count, const KvTile& tile, int head_dim, int tokens, int first, Queries& queries) {
   if (count == kCount) {
-    AttendTile<KDot, VDot, kCount>(tile, head_dim, tokens, scale, first, queries);
+    AttendTile<Kv, kCount>(tile, head_dim, tokens, first, queries);
   } else if constexpr (kCount > 1) {
-    AttendTileUpTo<KDot, VDot, kCount - 1>(count, tile, head_dim, tokens, scale, first, queries);
+    AttendTileUpTo<Kv, kCount - 1>(count, tile, head_dim, tokens, first, queries);
   }
 }
 
 // Rows of one sequence at `position`, position + 1, ..., `heads` query heads of each; rows * heads <= kAttendHeads.
-template <class KDot, class VDot>
+template <class Kv>
 inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, int position, int rows, int kv_head,
                           int heads, const float* q, size_t q_stride, float scale, float* out, size_t out_stride) {
   const int head_dim = planes.head_dim;
@@ -237,13 +281,13 @@ inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, in
   Queries queries;
   for (int r = 0; r < rows; ++r) {
     for (int i = 0; i < row_floats; i += 16) {
-      Store(queries.q + r * row_floats + i, Load(q + static_cast<size_t>(r) * q_stride + i));
+      Store(queries.q + r * row_floats + i, Mul(Load(q + static_cast<size_t>(r) * q_stride + i), Set1(scale)));
     }
   }
   for (int i = 0; i < rows * row_floats; i += 16) Store(queries.out + i, Set1(0.0f));
   for (int i = 0; i < rows * heads; ++i) {
     queries.largest[i] = -__builtin_inff();
-    queries.sum[i] = 0.0f;
+    Store(queries.sum + i * 16, Set1(0.0f));
   }
   for (int begin = 0; begin < position + rows; begin += kKvBlockTokens) {
     const int block = begin / kKvBlockTokens;
@@ -252,22 +296,22 @@ inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, in
     const size_t next = static_cast<size_t>(block_table[next_block]) * planes.block_bytes + head_offset;
     const KvTile tile = {planes.k + base, planes.v + base, planes.k + next, planes.v + next};
     if (begin + kKvBlockTokens <= position + 1) {
-      AttendTileUpTo<KDot, VDot, kAttendHeads>(rows * heads, tile, head_dim, kKvBlockTokens, scale, 0, queries);
+      AttendTileUpTo<Kv, kAttendHeads>(rows * heads, tile, head_dim, kKvBlockTokens, 0, queries);
       continue;
     }
     // Rows that end within the tile see different numbers of its tokens.
     for (int r = 0; r < rows; ++r) {
       const int tokens = position + r - begin + 1 < kKvBlockTokens ? position + r - begin + 1 : kKvBlockTokens;
-      if (tokens > 0)
-        AttendTileUpTo<KDot, VDot, kAttendHeads>(heads, tile, head_dim, tokens, scale, r * heads, queries);
+      if (tokens > 0) AttendTileUpTo<Kv, kAttendHeads>(heads, tile, head_dim, tokens, r * heads, queries);
     }
   }
   for (int r = 0; r < rows; ++r) {
     for (int h = 0; h < heads; ++h) {
       const int i = r * heads + h;
+      const F32x16 sum = Set1(ReduceAdd(Load(queries.sum + i * 16)));
       for (int d = 0; d < head_dim; d += 16) {
         Store(out + static_cast<size_t>(r) * out_stride + h * head_dim + d,
-              Div(Load(queries.out + i * head_dim + d), Set1(queries.sum[i])));
+              Div(Load(queries.out + i * head_dim + d), sum));
       }
     }
   }
@@ -285,12 +329,20 @@ inline void Attend(const KvPlanes& planes, const int32_t* block_table, int posit
       const size_t at = static_cast<size_t>(h * planes.head_dim);
       const float* row_q = q + static_cast<size_t>(r) * q_stride + at;
       float* row_out = out + static_cast<size_t>(r) * out_stride + at;
-      if (planes.type == KvType::kBF16) {
-        AttendQueries<WidenedBf16Dot, BDot>(planes, block_table, position + r, count, kv_head, heads, row_q, q_stride,
-                                            scale, row_out, out_stride);
-      } else {
-        AttendQueries<F32Dot, F32Dot>(planes, block_table, position + r, count, kv_head, heads, row_q, q_stride, scale,
-                                      row_out, out_stride);
+      const auto attend = [&]<class Kv>(Kv) {
+        AttendQueries<Kv>(planes, block_table, position + r, count, kv_head, heads, row_q, q_stride, scale, row_out,
+                          out_stride);
+      };
+      switch (planes.type) {
+        case KvType::kBF16:
+          attend(Bf16Kv<BDot>());
+          break;
+        case KvType::kF16:
+          attend(F16Kv());
+          break;
+        case KvType::kF32:
+          attend(F32Kv());
+          break;
       }
     }
   }

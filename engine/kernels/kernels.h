@@ -63,8 +63,16 @@ enum class ActivationForm : uint8_t {
 inline constexpr int kNumActivationForms = 3;
 
 // How cached keys and values lie in memory.
-enum class KvType : uint8_t { kBF16, kF32 };
-constexpr size_t KvTypeBytes(KvType t) { return t == KvType::kBF16 ? 2 : 4; }
+enum class KvType : uint8_t {
+  kBF16,
+  kF16,  // values beyond its range, 65504, are the largest that it has
+  kF32,
+};
+constexpr size_t KvTypeBytes(KvType t) { return t == KvType::kF32 ? 4 : 2; }
+inline constexpr KvType kAllKvTypes[] = {KvType::kBF16, KvType::kF16, KvType::kF32};
+constexpr std::string_view KvTypeName(KvType t) {
+  return t == KvType::kBF16 ? "bf16" : t == KvType::kF16 ? "fp16" : "fp32";
+}
 
 // ---- Packed weights
 // -------------------------------------------------------------------------------------------------- A matrix W
@@ -103,6 +111,9 @@ inline constexpr int kKvBlockTokens = 32;
 //   v [num_kv_heads, kKvBlockTokens, head_dim]
 // In bf16 the elements of two rows d, d + 1 of k lie side by side, and those of two tokens of v, as in packed weights:
 //   k [num_kv_heads, head_dim / 2, kKvBlockTokens, 2], v [num_kv_heads, kKvBlockTokens / 2, head_dim, 2]
+// In fp16, 16 elements of the one row come before those of the other:
+//   k [num_kv_heads, head_dim / 2, kKvBlockTokens / 16, 2, 16], v [num_kv_heads, kKvBlockTokens / 2, head_dim / 16, 2,
+//   16]
 // Both of `type`, blocks `block_bytes` apart (num_kv_heads * head_dim * kKvBlockTokens * KvTypeBytes(type)).
 struct KvPlanes {
   std::byte* k = nullptr;
@@ -149,8 +160,8 @@ struct KernelTable {
   //   q, out: group_size * head_dim floats a row, rows q_stride and out_stride floats apart: the query heads that share
   //   kv_head; out may not alias q
   //   block_table: block ids of the sequence, at least (position + rows - 1) / kKvBlockTokens + 1
-  // Keys and values come from the cache only, those of these tokens included. A tier that multiplies bf16 by bf16 rounds
-  // the softmax's weights to bf16 where the cache is of that type.
+  // Keys and values come from the cache only, those of these tokens included. A tier that multiplies bf16 by bf16
+  // rounds the softmax's weights to bf16 where the cache is of that type.
   void (*attend)(const KvPlanes& planes, const int32_t* block_table, int position, int rows, int kv_head,
                  int group_size, const float* q, size_t q_stride, float scale, float* out, size_t out_stride);
 

@@ -23,13 +23,16 @@ SCION_KERNEL void PrepareBlock(const float* x, int n, ActivationBlock* out) {
   const bool finite = sum_of_all - sum_of_all == 0.0f && largest - largest == 0.0f;
   const float scale = largest * (1.0f / 127.0f);
   const F32x16 inverse = Set1(finite && largest > 0.0f ? 127.0f / largest : 0.0f);
-  StoreInt8(out->codes, Max(Min(Mul(low, inverse), Set1(127.0f)), Set1(-127.0f)));
-  StoreInt8(out->codes + 16, Max(Min(Mul(high, inverse), Set1(127.0f)), Set1(-127.0f)));
-  int32_t sum_low = 0, sum_high = 0;
-  for (int i = 0; i < 16; ++i) {
-    sum_low += out->codes[i];
-    sum_high += out->codes[16 + i];
-  }
+  // Adding 1.5 * 2^23 rounds to an integer, to nearest even; the sums of the integers are exact.
+  const F32x16 shift = Set1(0x1.8p23f);
+  const auto rounded = [&](F32x16 v) {
+    return Sub(Add(Max(Min(Mul(v, inverse), Set1(127.0f)), Set1(-127.0f)), shift), shift);
+  };
+  const F32x16 codes_low = rounded(low), codes_high = rounded(high);
+  StoreInt8(out->codes, codes_low);
+  StoreInt8(out->codes + 16, codes_high);
+  const int32_t sum_low = static_cast<int32_t>(ReduceAdd(codes_low));
+  const int32_t sum_high = static_cast<int32_t>(ReduceAdd(codes_high));
   out->scale = finite ? scale : __builtin_nanf("");
   out->scaled_sum = out->scale * static_cast<float>(sum_low + sum_high);
   out->bias8 = -8 * (sum_low + sum_high);

@@ -142,9 +142,21 @@ SCION_KERNEL void StoreBf16(uint16_t* p, F32x16 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 
+// Returns what has been stored.
+SCION_KERNEL F32x16 StoreAsBf16(uint16_t* p, F32x16 x) {
+  StoreBf16(p, x);
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(RoundToBf16(x.low), 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(RoundToBf16(x.high), 16))};
+}
+
 SCION_KERNEL F32x16 LoadF16(const void* p) {
   const __m128i* v = static_cast<const __m128i*>(p);
   return {_mm256_cvtph_ps(_mm_loadu_si128(v)), _mm256_cvtph_ps(_mm_loadu_si128(v + 1))};
+}
+SCION_KERNEL void StoreF16(uint16_t* p, F32x16 x) {
+  __m128i* v = reinterpret_cast<__m128i*>(p);
+  _mm_storeu_si128(v, _mm256_cvtps_ph(x.low, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(v + 1, _mm256_cvtps_ph(x.high, _MM_FROUND_TO_NEAREST_INT));
 }
 
 SCION_KERNEL U32x16 SetBits(int32_t x) {

@@ -151,12 +151,21 @@ SCION_KERNEL void StoreBf16(uint16_t* p, F32x16 x) {
   }
 }
 
+// Returns what has been stored.
+SCION_KERNEL F32x16 StoreAsBf16(uint16_t* p, F32x16 x) {
+  StoreBf16(p, x);
+  return LoadBf16(p);
+}
+
 SCION_KERNEL F32x16 LoadF16(const void* p) {
   uint16_t h[16];
   std::memcpy(h, p, sizeof(h));
   F32x16 r;
   for (int i = 0; i < 16; ++i) r.part[i / 4][i % 4] = F16ToF32(h[i]);
   return r;
+}
+SCION_KERNEL void StoreF16(uint16_t* p, F32x16 x) {
+  for (int i = 0; i < 16; ++i) p[i] = F32ToF16(x.part[i / 4][i % 4]);
 }
 
 // 16 signed integers of 32 bits, as bits.

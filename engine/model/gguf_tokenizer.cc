@@ -90,6 +90,7 @@ absl::StatusOr<std::optional<GgufVocabulary>> ReadGgufVocabulary(const ReadOnlyF
   SCION_ASSIGN_OR_RETURN(vocabulary.add_eos, metadata.GetOptionalBool("tokenizer.ggml.add_eos_token"));
   SCION_ASSIGN_OR_RETURN(vocabulary.add_space_prefix, metadata.GetOptionalBool("tokenizer.ggml.add_space_prefix"));
   SCION_ASSIGN_OR_RETURN(vocabulary.chat_template, metadata.GetOptionalString("tokenizer.chat_template"));
+  SCION_ASSIGN_OR_RETURN(vocabulary.nfc, metadata.GetOptionalBool("scion.tokenizer.nfc"));
   return vocabulary;
 }
 

@@ -31,6 +31,9 @@ struct ModelOptions {
   PackCacheOptions pack_cache = {};
 };
 
+// fp32 with weights in fp32, fp16 where they are kept in that type, else bf16.
+kernels::KvType DefaultKvType(const Checkpoint& checkpoint, WeightMode weights);
+
 // Consecutive tokens of one sequence that enter a step.
 struct StepChunk {
   int domain = 0;     // index into spec().domains

@@ -16,10 +16,6 @@ namespace {
 using kernels::ActivationForm;
 using kernels::PackedMatrix;
 
-// Rows of one task in the element-wise loops, and of one task in attention: a decode step of a few rows is one task
-// and wakes nobody, a prefill makes enough tasks to even out.
-constexpr int kRowsPerTask = 8;
-
 int NumExperts(const ModelSpec& spec) {
   int n = 0;
   for (const DomainSpec& d : spec.domains) n += d.num_experts;
@@ -32,6 +28,13 @@ size_t NormRowBytes(const kernels::KernelTable& k, int hidden_size) {
 }
 
 }  // namespace
+
+kernels::KvType DefaultKvType(const Checkpoint& checkpoint, WeightMode weights) {
+  if (weights == WeightMode::kF32) return kernels::KvType::kF32;
+  const absl::StatusOr<const TensorInfo*> keys = checkpoint.Find(TrunkTensorName(0, "self_attn.k_proj.weight"));
+  const bool fp16 = weights == WeightMode::kAsIs && keys.ok() && (*keys)->dtype == DType::kF16;
+  return fp16 ? kernels::KvType::kF16 : kernels::KvType::kBF16;
+}
 
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint, const ModelOptions& options,
                                                    ThreadPool& pool) {
@@ -157,10 +160,10 @@ uint64_t Transformer::ExpertTokens(int layer, int domain, int expert) const {
 }
 
 template <typename Fn>
-void Transformer::ForRows(int rows, Fn&& fn) {
-  pool_.ParallelFor((rows + kRowsPerTask - 1) / kRowsPerTask, [&](int task, int thread) {
-    const int end = std::min(rows, (task + 1) * kRowsPerTask);
-    for (int row = task * kRowsPerTask; row < end; ++row) fn(row, thread);
+void Transformer::ForRows(int rows, Fn&& fn, int rows_per_task) {
+  pool_.ParallelFor((rows + rows_per_task - 1) / rows_per_task, [&](int task, int thread) {
+    const int end = std::min(rows, (task + 1) * rows_per_task);
+    for (int row = task * rows_per_task; row < end; ++row) fn(row, thread);
   });
 }
 
@@ -247,7 +250,7 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
   const bool new_angles = layer == 0 ||
                           a.rope_theta != spec_.layers[static_cast<size_t>(layer) - 1].attention.rope_theta ||
                           a.head_dim != spec_.layers[static_cast<size_t>(layer) - 1].attention.head_dim;
-  ForRows(rows, [&](int row, int) {
+  const auto write_kv = [&](int row, int) {
     const size_t r = static_cast<size_t>(row);
     const StepChunk& chunk = batch.chunks[static_cast<size_t>(row_chunk_[r])];
     const int position = row_position_[r];
@@ -269,7 +272,9 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
     k_.rope(k, a.num_kv_heads, a.head_dim, cos, sin);
     k_.write_kv(planes, chunk.blocks[static_cast<size_t>(position / kernels::kKvBlockTokens)],
                 position % kernels::kKvBlockTokens, k, k + kv_width);
-  });
+  };
+  // A cache line of keys belongs to 16 tokens: of long chunks, one thread has them all.
+  ForRows(rows, write_kv, rows >= 64 * pool_.num_threads() ? 16 : kRowsPerTask);
 
   const int group = a.num_heads / a.num_kv_heads;
   const float scale = 1.0f / std::sqrt(static_cast<float>(a.head_dim));

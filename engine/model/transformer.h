@@ -33,6 +33,10 @@ class Transformer final : public Model {
   uint64_t ExpertTokens(int layer, int domain, int expert) const override;
 
  private:
+  // Rows of one task in the element-wise loops, and of one task in attention: a decode step of a few rows is one task
+  // and wakes nobody, a prefill makes enough tasks to even out.
+  static constexpr int kRowsPerTask = 8;
+
   // Rows [begin, end) of a matmul's input.
   struct RowRange {
     int begin;
@@ -76,9 +80,9 @@ class Transformer final : public Model {
   // one go, and ever smaller ones, so that the threads end together.
   template <typename Groups>
   void SplitGroups(const Groups& groups, int num_panels);
-  // Calls fn(row) for rows [0, rows), several rows to a task.
+  // Calls fn(row, thread) for rows [0, rows).
   template <typename Fn>
-  void ForRows(int rows, Fn&& fn);
+  void ForRows(int rows, Fn&& fn, int rows_per_task = kRowsPerTask);
 
   const ModelSpec spec_;
   const ModelOptions options_;

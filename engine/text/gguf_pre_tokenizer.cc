@@ -1,5 +1,6 @@
 #include "engine/text/gguf_pre_tokenizer.h"
 
+#include <algorithm>
 #include <string>
 
 #include "engine/base/status.h"
@@ -84,6 +85,21 @@ absl::StatusOr<GgufPreTokenizer> FindGgufPreTokenizer(std::string_view name) {
     }
   }
   return absl::UnimplementedError(absl::StrCat("pre: the pre-tokenizer ", Quoted(name), " is not supported"));
+}
+
+std::optional<std::string_view> FindGgufPreTokenizerName(const std::vector<PreTokenizeStep>& steps, bool nfc,
+                                                         bool ignore_merges) {
+  const auto does_the_same = [](const PreTokenizeStep& step, std::string_view pattern) {
+    return step.kind == PreTokenizeStep::Kind::kSplitRegex && step.pattern == pattern;
+  };
+  const Family* best = nullptr;
+  const auto agreement = [&](const Family& f) { return 2 * (f.ignore_merges == ignore_merges) + (f.nfc == nfc); };
+  for (const Family& family : Families()) {
+    if (!std::ranges::equal(steps, family.patterns, does_the_same)) continue;
+    if (best == nullptr || agreement(family) > agreement(*best)) best = &family;
+  }
+  if (best == nullptr) return std::nullopt;
+  return best->names[0];
 }
 
 }  // namespace scion

@@ -2,6 +2,7 @@
 // which a GGUF file does not carry.
 #pragma once
 
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -19,5 +20,10 @@ struct GgufPreTokenizer {
 
 // Unimplemented for a name that is not known, naming it. The empty name is "default".
 absl::StatusOr<GgufPreTokenizer> FindGgufPreTokenizer(std::string_view name);
+
+// The other way: a name that stands for these very steps, of several the one that agrees in `nfc` and `ignore_merges`
+// most. Nothing if there is none.
+std::optional<std::string_view> FindGgufPreTokenizerName(const std::vector<PreTokenizeStep>& steps, bool nfc,
+                                                         bool ignore_merges);
 
 }  // namespace scion

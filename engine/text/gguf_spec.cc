@@ -153,7 +153,7 @@ absl::StatusOr<TokenizerSpec> ByteLevelSpecOfGguf(GgufVocabulary vocabulary) {
   spec.size = static_cast<int32_t>(vocabulary.tokens.size());
   SCION_ASSIGN_OR_RETURN(GgufPreTokenizer pre_tokenizer, FindGgufPreTokenizer(vocabulary.pre));
   spec.pre_tokenizer = std::move(pre_tokenizer.steps);
-  spec.nfc = pre_tokenizer.nfc;
+  spec.nfc = vocabulary.nfc.value_or(pre_tokenizer.nfc);
   spec.ignore_merges = pre_tokenizer.ignore_merges;
   if (vocabulary.add_space_prefix.value_or(false)) {
     return absl::UnimplementedError("add_space_prefix in a byte-level vocabulary is not supported");

@@ -33,6 +33,8 @@ struct GgufVocabulary {
   std::optional<bool> add_eos;               // .add_eos_token: the EOS goes after a text
   std::optional<bool> add_space_prefix;      // .add_space_prefix: a space goes before a text ("llama" only)
   std::optional<std::string> chat_template;  // tokenizer.chat_template: Jinja
+  // scion.tokenizer.nfc, this project's own key: whether text is normalised to NFC, where it is not as `pre` has it.
+  std::optional<bool> nfc;
 };
 
 }  // namespace scion

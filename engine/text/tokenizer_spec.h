@@ -38,7 +38,7 @@ struct TokenizerSpec {
   int32_t size = 0;  // largest id plus one
   std::vector<VocabularyEntry> vocabulary;
   std::vector<BpeMerges::Merge> merges;
-  bool ignore_merges = false;          // a pre-token that is a token is taken whole
+  bool ignore_merges = false;  // a pre-token that is a token is taken whole
   bool nfc = false;
   std::vector<AddedToken> added_tokens;
   std::vector<PreTokenizeStep> pre_tokenizer;

@@ -174,9 +174,9 @@ void RegisterAll() {
         }
       }
     }
-    for (KvType type : {KvType::kBF16, KvType::kF32}) {
+    for (KvType type : kAllKvTypes) {
       for (int group : {1, 4, 8}) {
-        const std::string kv = type == KvType::kBF16 ? "/attend/bf16" : "/attend/f32";
+        const std::string kv = "/attend/" + std::string(KvTypeName(type));
         benchmark::RegisterBenchmark((name + kv + "/group:" + std::to_string(group)).c_str(), [=, &k](
                                                                                                   benchmark::State& s) {
           Attend(s, k, type, group, 64, 1024);

@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import functools
 import pathlib
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ class Harness:
         self.model_files = tree(self.model)
         self.plain = self.work / "plain"
         subprocess.run([arguments.make_tiny_model, self.plain, "llama"], check=True)
+        self.controls = {}
         self.checks = 0
 
     def run(self, *arguments, prefix=(), **keywords):
@@ -45,6 +47,26 @@ class Harness:
         result = self.run("inspect", "--check", cut)
         self.expect(result.returncode == 0, f"{when}: the cut is there but not whole:\n{result.stderr}")
 
+    def expect_export(self, verb, out, when):
+        """What the verb (export, its model and format) made at `out` is what an undisturbed run makes."""
+        key = str(verb)
+        if key not in self.controls:
+            control = self.work / f"control{len(self.controls)}"
+            self.expect_code(self.run(*verb, "-o", control), 0)
+            self.controls[key] = contents(control)
+        self.expect(contents(out) == self.controls[key], f"{when}: the export is there but not whole")
+
+    def makers(self):
+        """The verbs that make a file or directory, without its place; each with the check that it is whole."""
+        makers = [(["slice", self.model, "--domain", "beta"], self.expect_whole),
+                  (["quantize", self.model, "--type", "q4_0"], self.expect_whole),
+                  (["upcycle", self.plain, "--domains", "a,b", "--experts", "2", "--sparse-layers", "1"],
+                   self.expect_whole)]
+        for format_ in ("gguf", "hf"):
+            verb = ["export", self.plain, "--format", format_]
+            makers.append((verb, functools.partial(self.expect_export, verb)))
+        return makers
+
     def expect_model_untouched(self):
         self.expect(tree(self.model) == self.model_files, "the model was written into")
 
@@ -56,6 +78,17 @@ class Harness:
 def tree(directory):
     """Relative path -> bytes of all files below a directory."""
     return {p.relative_to(directory): p.read_bytes() for p in pathlib.Path(directory).rglob("*") if p.is_file()}
+
+
+def contents(path):
+    return tree(path) if path.is_dir() else path.read_bytes()
+
+
+def remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def entries(directory):

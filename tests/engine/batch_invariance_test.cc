@@ -77,7 +77,7 @@ Loaded LoadModel(const Checkpoint& checkpoint, const Kernels& kernels, WeightMod
                          {.tier = kernels.table->tier,
                           .kernels = kernels.table,
                           .weights = weights,
-                          .kv_type = weights == WeightMode::kF32 ? kernels::KvType::kF32 : kernels::KvType::kBF16,
+                          .kv_type = DefaultKvType(checkpoint, weights),
                           .max_step_rows = max_step_rows,
                           .max_logit_rows = 16},
                          *l.pool);

@@ -262,7 +262,9 @@ TEST_F(EngineTest, SaysHowMuchOfAPromptWasCached) {
   EXPECT_EQ(cached(Prompt(100, 3)), 0);
   EXPECT_EQ(cached(Prompt(100, 3)), 96);
   EXPECT_EQ(cached(Prompt(96, 3)), 64) << "the last token is always computed";
-  EXPECT_EQ(cached(Prompt(100, 3, 1)), 0) << "another domain";
+  Request other_domain = Prompt(100, 3);
+  other_domain.domain = 1;
+  EXPECT_EQ(cached(other_domain), 0);
   Request other_tenant = Prompt(100, 3);
   other_tenant.tenant = 1;
   EXPECT_EQ(cached(other_tenant), 0);

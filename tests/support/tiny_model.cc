@@ -1,6 +1,7 @@
 #include "tests/support/tiny_model.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -24,7 +25,7 @@ class Builder {
   explicit Builder(const TinyModelOptions& options) : o_(options), random_(options.seed) {}
 
   TinyFile Trunk() {
-    TinyFile file{o_.model_type == "llama" ? "model.safetensors" : "trunk.safetensors", {}};
+    TinyFile file{o_.model_type == "scion" ? "trunk.safetensors" : "model.safetensors", {}};
     const std::optional<DType> head_blocks = o_.blocks == DType::kQ4_0 ? DType::kQ8_0 : o_.blocks;
     file.tensors.push_back(Matrix("model.embed_tokens.weight", o_.vocab_size, o_.hidden_size, 1, head_blocks));
     for (int l = 0; l < o_.num_layers; ++l) {
@@ -36,7 +37,15 @@ class Builder {
       file.tensors.push_back(Matrix(p + "self_attn.v_proj.weight", kv_rows, o_.hidden_size));
       file.tensors.push_back(Matrix(p + "self_attn.o_proj.weight", o_.hidden_size, q_rows));
       file.tensors.push_back(Floats(p + "post_attention_layernorm.weight", {o_.hidden_size}, 1, 0.2));
-      if (!IsSparse(l)) AddFfn(file, p + "mlp.", o_.intermediate_size);
+      if (o_.model_type == "qwen3_moe") {
+        file.tensors.push_back(Floats(p + "self_attn.q_norm.weight", {o_.head_dim}, 1, 0.2));
+        file.tensors.push_back(Floats(p + "self_attn.k_norm.weight", {o_.head_dim}, 1, 0.2));
+      }
+      if (IsGated()) {
+        AddGated(file, p);
+      } else if (!IsSparse(l)) {
+        AddFfn(file, p + "mlp.", o_.intermediate_size);
+      }
     }
     file.tensors.push_back(Floats("model.norm.weight", {o_.hidden_size}, 1, 0.2));
     if (!o_.tie_word_embeddings) {
@@ -64,6 +73,8 @@ class Builder {
   }
 
  private:
+  bool IsGated() const { return o_.model_type == "qwen3_moe" || o_.model_type == "mixtral"; }
+
   bool IsSparse(int layer) const {
     return o_.model_type == "scion" &&
            std::find(o_.sparse_layers.begin(), o_.sparse_layers.end(), layer) != o_.sparse_layers.end();
@@ -118,10 +129,26 @@ class Builder {
     return block;
   }
 
-  void AddFfn(TinyFile& file, const std::string& prefix, int intermediate_size) {
-    file.tensors.push_back(Matrix(prefix + "gate_proj.weight", intermediate_size, o_.hidden_size));
-    file.tensors.push_back(Matrix(prefix + "up_proj.weight", intermediate_size, o_.hidden_size));
-    file.tensors.push_back(Matrix(prefix + "down_proj.weight", o_.hidden_size, intermediate_size));
+  // The gate and its experts.
+  void AddGated(TinyFile& file, const std::string& prefix) {
+    const bool is_mixtral = o_.model_type == "mixtral";
+    const std::string moe = prefix + (is_mixtral ? "block_sparse_moe." : "mlp.");
+    file.tensors.push_back(Floats(moe + "gate.weight", {o_.num_experts, o_.hidden_size}, 0, 1));
+    for (int e = 0; e < o_.num_experts; ++e) {
+      const std::string expert = moe + "experts." + std::to_string(e) + ".";
+      if (is_mixtral) {
+        AddFfn(file, expert, o_.moe_intermediate_size, {"w1", "w3", "w2"});
+      } else {
+        AddFfn(file, expert, o_.moe_intermediate_size);
+      }
+    }
+  }
+
+  void AddFfn(TinyFile& file, const std::string& prefix, int intermediate_size,
+              const std::array<std::string, 3>& names = {"gate_proj", "up_proj", "down_proj"}) {
+    file.tensors.push_back(Matrix(prefix + names[0] + ".weight", intermediate_size, o_.hidden_size));
+    file.tensors.push_back(Matrix(prefix + names[1] + ".weight", intermediate_size, o_.hidden_size));
+    file.tensors.push_back(Matrix(prefix + names[2] + ".weight", o_.hidden_size, intermediate_size));
   }
 
   TinyTensor Route(std::string name, int num_experts) {
@@ -150,12 +177,18 @@ class Builder {
   std::mt19937_64 random_;
 };
 
+const char* Architecture(std::string_view model_type) {
+  if (model_type == "scion") return "ScionForCausalLM";
+  if (model_type == "qwen3_moe") return "Qwen3MoeForCausalLM";
+  return model_type == "mixtral" ? "MixtralForCausalLM" : "LlamaForCausalLM";
+}
+
 OrderedJson Config(const TinyModelOptions& o) {
   const bool is_scion = o.model_type == "scion";
   const char* dtype = o.dtype == DType::kF32 ? "float32" : o.dtype == DType::kF16 ? "float16" : "bfloat16";
   OrderedJson config = {
       {"model_type", o.model_type},
-      {"architectures", {is_scion ? "ScionForCausalLM" : "LlamaForCausalLM"}},
+      {"architectures", {Architecture(o.model_type)}},
       {"vocab_size", o.vocab_size},
       {"hidden_size", o.hidden_size},
       {"intermediate_size", o.intermediate_size},
@@ -174,6 +207,17 @@ OrderedJson Config(const TinyModelOptions& o) {
       {"torch_dtype", dtype},
       {"dtype", dtype},
   };
+  if (o.model_type == "qwen3_moe") {
+    config["moe_intermediate_size"] = o.moe_intermediate_size;
+    config["num_experts"] = o.num_experts;
+    config["num_experts_per_tok"] = o.num_experts_per_tok;
+    config["norm_topk_prob"] = true;
+  }
+  if (o.model_type == "mixtral") {
+    config["intermediate_size"] = o.moe_intermediate_size;
+    config["num_local_experts"] = o.num_experts;
+    config["num_experts_per_tok"] = o.num_experts_per_tok;
+  }
   if (is_scion && !o.sparse_layers.empty()) {
     config["moe_intermediate_size"] = o.moe_intermediate_size;
     config["sparse_layers"] = o.sparse_layers;

@@ -21,7 +21,8 @@ struct TinyDomain {
 };
 
 struct TinyModelOptions {
-  // "scion", or "llama": no sparse layers, no domains, one file model.safetensors.
+  // "scion"; or "llama": no sparse layers, no domains, one file model.safetensors; or "qwen3_moe" and "mixtral", which
+  // are as "llama" but have num_experts experts of moe_intermediate_size behind a gate in every layer.
   std::string model_type = "scion";
   int vocab_size = 97;
   int hidden_size = 32;
@@ -36,6 +37,7 @@ struct TinyModelOptions {
   bool route_weights = false;  // tensors "route_weight", random in [0, 1)
   std::vector<TinyDomain> domains = {{"alpha", 3}, {"beta", 2}};
   std::string default_domain = "alpha";
+  int num_experts = 4;         // behind a gate
   DType dtype = DType::kBF16;  // kF32, kBF16 or kF16
   // Matrices whose rows such blocks fill are quantised: random blocks, stored as U8. Embedding and head of a kQ4_0
   // model are kQ8_0.

@@ -44,15 +44,15 @@ int Main(int argc, char** argv) {
   CLI::App app("dump_logits: logits of given token ids", "dump_logits");
   std::map<std::string, WeightMode> modes;
   for (WeightMode mode : kAllWeightModes) modes[std::string(WeightModeName(mode))] = mode;
-  const std::map<std::string, kernels::KvType> kv_types = {{"bf16", kernels::KvType::kBF16},
-                                                           {"fp32", kernels::KvType::kF32}};
-  std::string model_path, sequences_path, out_path, weights = "as-is", kv_type = "bf16";
+  std::map<std::string, kernels::KvType> kv_types;
+  for (kernels::KvType type : kernels::kAllKvTypes) kv_types[std::string(kernels::KvTypeName(type))] = type;
+  std::string model_path, sequences_path, out_path, weights = "as-is", kv_type;
   int threads = 2;
   app.add_option("model", model_path)->required();
   app.add_option("sequences", sequences_path)->required();
   app.add_option("out", out_path)->required();
   app.add_option("--weights", weights)->check(CLI::IsMember(modes))->capture_default_str();
-  app.add_option("--kv-type", kv_type)->check(CLI::IsMember(kv_types))->capture_default_str();
+  app.add_option("--kv-type", kv_type)->check(CLI::IsMember(kv_types));
   app.add_option("--threads", threads)->check(CLI::Range(1, 1024))->capture_default_str();
   CLI11_PARSE(app, argc, argv);
 
@@ -62,7 +62,11 @@ int Main(int argc, char** argv) {
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(model_path);
   if (!checkpoint.ok()) return Fail(checkpoint.status());
   absl::StatusOr<std::unique_ptr<Model>> model =
-      Model::Load(**checkpoint, {.tier = *tier, .weights = modes.at(weights), .kv_type = kv_types.at(kv_type)}, pool);
+      Model::Load(**checkpoint,
+                  {.tier = *tier,
+                   .weights = modes.at(weights),
+                   .kv_type = kv_type.empty() ? DefaultKvType(**checkpoint, modes.at(weights)) : kv_types.at(kv_type)},
+                  pool);
   if (!model.ok()) return Fail(model.status());
   const std::vector<Sequence> sequences = ReadSequences(sequences_path);
   size_t longest = 1;

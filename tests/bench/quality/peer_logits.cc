@@ -1,12 +1,14 @@
-// peer_logits: llama.cpp's side of quality.py, over its public header. quality.py compiles it against a build of
-// theirs; it is no part of Scion's build.
+// peer_logits: llama.cpp's side of quality.py and export_check.py, over its public header. They compile it against a
+// build of theirs; it is no part of Scion's build.
 //
 //   peer_logits MODEL tokenize < TEXT                 one line of token ids, special ones as the model says
+//   peer_logits MODEL tokenize-each < TEXTS           a line for each text, which comes as "BYTES\n" and its bytes
 //   peer_logits MODEL logits SEQUENCES OUT            as dump_logits
 //   peer_logits MODEL plain-logits SEQUENCES OUT      the same with flash attention off: the same numbers, in theory
 //   peer_logits MODEL greedy SEQUENCES TOKENS         per sequence a line of TOKENS ids, each with the difference of
 //   the
 //                                                     two highest logits that chose it: "id:gap id:gap ..."
+//   peer_logits MODEL greedy-f32 SEQUENCES TOKENS     the same with K and V in fp32, and flash attention off
 //
 // As the benches run it: two threads, batches of 2048 in 512, 16-bit K and V, flash attention by its own choice.
 #include <llama.h>
@@ -41,6 +43,15 @@ std::vector<Sequence> ReadSequences(const char* path) {
   return sequences;
 }
 
+// One line of the text's ids.
+void PrintIds(const llama_vocab* vocab, const std::string& text) {
+  std::vector<llama_token> ids(text.size() + 8);
+  const int count = llama_tokenize(vocab, text.data(), static_cast<int>(text.size()), ids.data(),
+                                   static_cast<int>(ids.size()), true, true);
+  for (int i = 0; i < count; ++i) std::printf("%d ", ids[static_cast<size_t>(i)]);
+  std::printf("\n");
+}
+
 // Computes ids from `position` on; logits of all of them can be asked for afterwards.
 void Decode(llama_context* context, const std::vector<llama_token>& ids, int position) {
   llama_batch batch = llama_batch_init(static_cast<int>(ids.size()), 0, 1);
@@ -68,12 +79,15 @@ int main(int argc, char** argv) {
   const llama_vocab* vocab = llama_model_get_vocab(model);
   const int vocab_size = llama_vocab_n_tokens(vocab);
   if (verb == "tokenize") {
-    const std::string text((std::istreambuf_iterator<char>(std::cin)), {});
-    std::vector<llama_token> ids(text.size() + 8);
-    const int count = llama_tokenize(vocab, text.data(), static_cast<int>(text.size()), ids.data(),
-                                     static_cast<int>(ids.size()), true, true);
-    for (int i = 0; i < count; ++i) std::printf("%d ", ids[static_cast<size_t>(i)]);
-    std::printf("\n");
+    PrintIds(vocab, std::string((std::istreambuf_iterator<char>(std::cin)), {}));
+    return 0;
+  }
+  if (verb == "tokenize-each") {
+    for (size_t bytes; std::cin >> bytes && std::cin.get() == '\n';) {
+      std::string text(bytes, '\0');
+      std::cin.read(text.data(), static_cast<std::streamsize>(bytes));
+      PrintIds(vocab, text);
+    }
     return 0;
   }
   if (argc < 5) return 2;
@@ -82,8 +96,10 @@ int main(int argc, char** argv) {
   params.n_batch = 2048;
   params.n_ubatch = 512;
   params.n_threads = params.n_threads_batch = 2;
-  if (verb == "plain-logits") params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
-  const bool dumps = verb != "greedy";
+  const bool in_f32 = verb == "greedy-f32";
+  if (in_f32) params.type_k = params.type_v = GGML_TYPE_F32;
+  if (in_f32 || verb == "plain-logits") params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+  const bool dumps = verb != "greedy" && !in_f32;
   llama_context* context = llama_init_from_model(model, params);
   if (context == nullptr) return 1;
   std::ofstream out;

@@ -54,7 +54,11 @@ struct Sequence {
       const float* row = x.data() + (static_cast<ptrdiff_t>(t) * num_kv_heads + head) * head_dim;
       out.insert(out.end(), row, row + head_dim);
     }
-    return type == KvType::kBF16 ? RoundedToBf16(out) : out;
+    if (type == KvType::kBF16) return RoundedToBf16(out);
+    if (type == KvType::kF16) {
+      for (float& f : out) f = F16ToF32(F32ToF16(f));
+    }
+    return out;
   }
 };
 
@@ -70,13 +74,11 @@ class AttentionTest : public ::testing::TestWithParam<NamedTable> {
   }
 };
 
-constexpr KvType kKvTypes[] = {KvType::kBF16, KvType::kF32};
-
 TEST_P(AttentionTest, MatchesTheReference) {
   struct Shape {
     int num_kv_heads, group, head_dim;
   };
-  for (KvType type : kKvTypes) {
+  for (KvType type : kAllKvTypes) {
     for (Shape s : {Shape{1, 1, 16}, Shape{2, 2, 32}, Shape{3, 3, 48}, Shape{2, 4, 64}, Shape{1, 5, 80},
                     Shape{2, 7, 96}, Shape{1, 8, 128}, Shape{2, 9, 256}, Shape{1, 16, 112}, Shape{1, 64, 16}}) {
       const Sequence sequence(301, s.num_kv_heads, s.head_dim, 20);
@@ -124,7 +126,7 @@ TEST_P(AttentionTest, ALargeScoreDoesNotOverflow) {
 // heads of the call: none of it moves a bit.
 TEST_P(AttentionTest, BitsDependOnPositionAndCachedTokensOnly) {
   constexpr int kGroup = 9, kHeadDim = 80;
-  for (KvType type : kKvTypes) {
+  for (KvType type : kAllKvTypes) {
     const Sequence whole(150, 2, kHeadDim, 30);
     const Cache first(type, 2, kHeadDim, 5, 3);
     whole.WriteTo(kernels(), first);
@@ -159,7 +161,7 @@ TEST_P(AttentionTest, BitsDependOnPositionAndCachedTokensOnly) {
 // and floats between the rows are left as they were.
 TEST_P(AttentionTest, RowsTogetherHaveTheBitsOfEachAlone) {
   constexpr int kHeadDim = 48, kTokens = 150;
-  for (KvType type : kKvTypes) {
+  for (KvType type : kAllKvTypes) {
     const Sequence sequence(kTokens, 2, kHeadDim, 60);
     const Cache cache(type, 2, kHeadDim, 5, 3);
     sequence.WriteTo(kernels(), cache);
@@ -188,7 +190,7 @@ TEST_P(AttentionTest, RowsTogetherHaveTheBitsOfEachAlone) {
 
 TEST_P(AttentionTest, WriteKvFillsItsSlotOnly) {
   constexpr int kHeads = 3, kHeadDim = 48, kBlock = 1, kSlot = 13;
-  for (KvType type : kKvTypes) {
+  for (KvType type : kAllKvTypes) {
     const Cache cache(type, kHeads, kHeadDim, 3, 3);
     std::memset(cache.k.data(), 0xee, cache.k.size());
     std::memset(cache.v.data(), 0xee, cache.v.size());
@@ -196,23 +198,29 @@ TEST_P(AttentionTest, WriteKvFillsItsSlotOnly) {
     kernels().write_kv(cache.planes, kBlock, kSlot, token.k.data(), token.v.data());
     size_t k_written = 0, v_written = 0;
     const size_t element = KvTypeBytes(type);
+    const bool bf16 = type == KvType::kBF16;
     const auto read = [&](const AlignedBuffer& plane, size_t index) {
       uint32_t bits = 0;
       std::memcpy(&bits, plane.data() + kBlock * cache.planes.block_bytes + index * element, element);
-      return type == KvType::kBF16 ? Bf16ToF32(static_cast<uint16_t>(bits)) : std::bit_cast<float>(bits);
+      const uint16_t half = static_cast<uint16_t>(bits);
+      return type == KvType::kF32 ? std::bit_cast<float>(bits) : bf16 ? Bf16ToF32(half) : F16ToF32(half);
+    };
+    const auto rounded = [&](float x) {
+      return type == KvType::kF32 ? x : bf16 ? Bf16ToF32(F32ToBf16(x)) : F16ToF32(F32ToF16(x));
+    };
+    // Of two rows of the reduced dimension the elements lie side by side in bf16, and 16 by 16 in fp16.
+    const auto place = [&](int step, int n, int width) {
+      if (type == KvType::kF32) return step * width + n;
+      if (bf16) return (step / 2 * width + n) * 2 + step % 2;
+      return step / 2 * width * 2 + (n / 16 * 2 + step % 2) * 16 + n % 16;
     };
     for (int h = 0; h < kHeads; ++h) {
       for (int d = 0; d < kHeadDim; ++d) {
         const float k = token.k[static_cast<size_t>(h * kHeadDim + d)];
         const float v = token.v[static_cast<size_t>(h * kHeadDim + d)];
-        const bool bf16 = type == KvType::kBF16;
         const int first = h * kHeadDim * kKvBlockTokens;
-        // Two rows of the reduced dimension side by side in bf16, one in fp32.
-        const int k_index =
-            bf16 ? first + (d / 2 * kKvBlockTokens + kSlot) * 2 + d % 2 : first + d * kKvBlockTokens + kSlot;
-        const int v_index = bf16 ? first + (kSlot / 2 * kHeadDim + d) * 2 + kSlot % 2 : first + kSlot * kHeadDim + d;
-        EXPECT_EQ(read(cache.k, static_cast<size_t>(k_index)), bf16 ? Bf16ToF32(F32ToBf16(k)) : k);
-        EXPECT_EQ(read(cache.v, static_cast<size_t>(v_index)), bf16 ? Bf16ToF32(F32ToBf16(v)) : v);
+        EXPECT_EQ(read(cache.k, static_cast<size_t>(first + place(d, kSlot, kKvBlockTokens))), rounded(k));
+        EXPECT_EQ(read(cache.v, static_cast<size_t>(first + place(kSlot, d, kHeadDim))), rounded(v));
       }
     }
     uint32_t untouched = 0;
@@ -245,6 +253,30 @@ TEST_P(AttentionTest, CacheRoundsToNearestEven) {
   EXPECT_EQ(v(4), 0x7f80);
   EXPECT_TRUE(std::isnan(Bf16ToF32(v(5))));
   EXPECT_EQ(v(6), 0x7f80);
+}
+
+TEST_P(AttentionTest, AHalfPrecisionCacheRoundsToNearestEvenAndSaturates) {
+  const Cache cache(KvType::kF16, 1, 16, 1, 3);
+  std::vector<float> x(16, 0x1.002p0f);  // half-way between 1 and the next half, 1 + 2^-10
+  x[1] = 0x1.006p0f;
+  x[2] = 0x1.002002p0f;
+  x[3] = 65519.0f;  // rounds to the largest half
+  x[4] = 65520.0f;  // would round to infinity
+  x[5] = -1e30f;
+  x[6] = std::numeric_limits<float>::infinity();
+  x[7] = std::numeric_limits<float>::quiet_NaN();
+  x[8] = 0x1p-24f;  // the smallest half
+  kernels().write_kv(cache.planes, 0, 0, x.data(), x.data());
+  const auto v = [&](size_t d) { return cache.v.as<uint16_t>()[d]; };
+  EXPECT_EQ(v(0), 0x3c00);
+  EXPECT_EQ(v(1), 0x3c02);
+  EXPECT_EQ(v(2), 0x3c01);
+  EXPECT_EQ(v(3), 0x7bff);
+  EXPECT_EQ(v(4), 0x7bff);
+  EXPECT_EQ(v(5), 0xfbff);
+  EXPECT_EQ(v(6), 0x7bff);
+  EXPECT_TRUE(std::isnan(F16ToF32(v(7))));
+  EXPECT_EQ(v(8), 0x0001);
 }
 
 TEST_P(AttentionTest, RopeMatchesTheReference) {

@@ -28,6 +28,21 @@ TEST(GgufTokenizerTest, ByteLevelAddsNoBosUnlessTheModelKindOrTheFileDoes) {
   EXPECT_EQ(Encode(*LoadGguf(vocabulary), "<s>abc</s>", kBoth), (Ids{258, 257, 259}));
 }
 
+TEST(GgufTokenizerTest, TheFileMaySayThatTextIsNormalisedOrNot) {
+  // "c" and a combining cedilla, in two characters and in one.
+  const std::string apart = "c\u0327", joined = "\u00e7";
+  GgufVocabulary vocabulary = text_test::SmallByteLevelGguf();
+  const Ids two = Encode(*LoadGguf(vocabulary), apart), one = Encode(*LoadGguf(vocabulary), joined);
+  EXPECT_NE(one, two);
+  vocabulary.nfc = true;
+  EXPECT_EQ(Encode(*LoadGguf(vocabulary), apart), one);
+  vocabulary.pre = "qwen2";
+  vocabulary.nfc.reset();
+  EXPECT_EQ(Encode(*LoadGguf(vocabulary), apart), one);
+  vocabulary.nfc = false;
+  EXPECT_EQ(Encode(*LoadGguf(vocabulary), apart), two);
+}
+
 TEST(GgufTokenizerTest, SentencePieceAddsBosUnlessTheFileSaysNo) {
   GgufVocabulary vocabulary = text_test::SmallSentencePieceGguf();
   EXPECT_EQ(Encode(*LoadGguf(vocabulary), "a", kBoth), (Ids{1, 268}));
