@@ -13,7 +13,7 @@ set -euo pipefail
 build=(
   g++ cmake ninja-build ccache pkg-config
   libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler
-  libabsl-dev libboost1.81-dev libssl-dev nlohmann-json3-dev libspdlog-dev libcli11-dev libpcre2-dev libicu-dev
+  libabsl-dev libboost1.81-dev libssl-dev nlohmann-json3-dev libspdlog-dev libcli11-dev libeigen3-dev libpcre2-dev libicu-dev
   prometheus-cpp-dev
   curl jq # quickstart.sh asks over HTTP and reads the answers
 )

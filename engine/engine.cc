@@ -114,9 +114,10 @@ class Handle final : public RequestHandle {
 
 class EngineImpl final : public Engine {
  public:
-  EngineImpl(EngineOptions options, std::unique_ptr<Tokenizer> tokenizer, std::unique_ptr<ThreadPool> pool,
-             std::unique_ptr<Model> model, KvCache cache)
+  EngineImpl(EngineOptions options, std::vector<DomainGeneration> generations, std::unique_ptr<Tokenizer> tokenizer,
+             std::unique_ptr<ThreadPool> pool, std::unique_ptr<Model> model, KvCache cache)
       : options_(std::move(options)),
+        generations_(std::move(generations)),
         tokenizer_(std::move(tokenizer)),
         pool_(std::move(pool)),
         model_(std::move(model)),
@@ -125,6 +126,7 @@ class EngineImpl final : public Engine {
 
   const ModelSpec& spec() const override { return model_->spec(); }
   const EngineOptions& options() const override { return options_; }
+  const std::vector<DomainGeneration>& generations() const override { return generations_; }
   const Tokenizer* tokenizer() const override { return tokenizer_.get(); }
 
   absl::StatusOr<std::unique_ptr<RequestHandle>> Submit(Request request) override {
@@ -169,6 +171,7 @@ class EngineImpl final : public Engine {
 
  private:
   const EngineOptions options_;
+  std::vector<DomainGeneration> generations_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Model> model_;
@@ -227,8 +230,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineOptions options) {
   absl::StatusOr<KvCache> cache =
       KvCache::Create((*model)->KvPlanes(), kernels::kKvBlockTokens, static_cast<int>(blocks));
   if (!cache.ok()) return cache.status();
-  return std::make_unique<EngineImpl>(std::move(options), *std::move(tokenizer), std::move(pool), *std::move(model),
-                                      *std::move(cache));
+  return std::make_unique<EngineImpl>(std::move(options), DomainGenerations(**checkpoint), *std::move(tokenizer),
+                                      std::move(pool), *std::move(model), *std::move(cache));
 }
 
 }  // namespace scion

@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "engine/kernels/kernels.h"
+#include "engine/model/domain_generations.h"
 #include "engine/model/model_spec.h"
 #include "engine/model/pack_cache_options.h"
 #include "engine/model/weight_mode.h"
@@ -51,7 +52,7 @@ struct EngineOptions {
   int max_step_tokens = 512;       // the token budget of a step: decode rows first, prefill chunks fill the rest
   int prefill_chunk_tokens = 256;  // of one prompt in one step, as long as other prompts want a part of it
   // A step in which sequences decode takes no more prompt tokens than lets it end within this time, as far as earlier
-  // steps tell; but they always get a third of its time.
+  // steps tell. Where the load is too high for that, it takes longer by a rule: see StepBudget.
   absl::Duration itl_target = absl::Milliseconds(100);
   bool prefix_cache = true;  // the bits are the same without
   int max_running_requests = 256;
@@ -164,6 +165,8 @@ class Engine {
 
   virtual const ModelSpec& spec() const = 0;
   virtual const EngineOptions& options() const = 0;  // with the defaults filled in
+  // What was loaded. It stays loaded, whatever becomes of the directory.
+  virtual const std::vector<DomainGeneration>& generations() const = 0;
   // Null for a model directory without tokenizer.json: such a model takes token ids only.
   virtual const Tokenizer* tokenizer() const = 0;
 

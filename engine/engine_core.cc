@@ -32,6 +32,7 @@ EngineCore::EngineCore(const EngineOptions& options, Model& model, ThreadPool& p
   inbox_.reserve(requests);
   taken_.reserve(requests);
   live_.reserve(requests);
+  to_notify_.reserve(requests);
   step_tokens_.reserve(rows);
   step_chunks_.reserve(chunks);
   logit_row_indices_.reserve(rows);
@@ -123,11 +124,17 @@ void EngineCore::Loop() {
   while (TakeNewRequests()) {
     EndUnwanted();
     const std::span<const ScheduledChunk> chunks =
-        scheduler_.Schedule([this](int decode_rows) { return budget_.Rows(decode_rows); });
+        scheduler_.Schedule([this](int decode_rows) { return budget_.Rows(decode_rows, NumToDecode()); });
     // Before the step's events are out: who has seen them finds them counted.
     PublishCounters();
     if (!chunks.empty()) RunStep(chunks);
   }
+}
+
+int EngineCore::NumToDecode() const {
+  const auto count = std::count_if(live_.begin(), live_.end(),
+                                   [](const StatePtr& state) { return state->request().max_new_tokens > 0; });
+  return std::min(static_cast<int>(count), options_.max_running_requests);
 }
 
 void EngineCore::PublishCounters() {
@@ -166,6 +173,21 @@ void EngineCore::EndUnwanted() {
     }
   }
   std::erase_if(live_, [](const StatePtr& state) { return state->has_finished; });
+  PostNotifications();
+}
+
+void EngineCore::Notify(const StatePtr& state) {
+  if (!state->MarkForNotify()) return;
+  std::vector<StatePtr> one = {state};
+  notifier_.Post(one);
+}
+
+void EngineCore::NotifyLater(RequestState& state) {
+  if (state.MarkForNotify()) to_notify_.push_back(state.shared_from_this());
+}
+
+void EngineCore::PostNotifications() {
+  if (!to_notify_.empty()) notifier_.Post(to_notify_);
 }
 
 void EngineCore::Finish(RequestState& state, FinishReason reason, absl::Status status) {
@@ -179,7 +201,7 @@ void EngineCore::Finish(RequestState& state, FinishReason reason, absl::Status s
   live_requests_.fetch_sub(1);
   state.has_finished = true;
   state.PublishFinished(reason, std::move(status));
-  Notify(state.shared_from_this());
+  NotifyLater(state);
 }
 
 void EngineCore::ComposeStep(std::span<const ScheduledChunk> chunks) {
@@ -270,7 +292,7 @@ void EngineCore::Deliver(LogitRow& row, std::span<const Logprob> top) {
     std::span<TokenLogprob> slot = state.TopSlot();
     for (size_t i = 0; i < slot.size(); ++i) slot[i] = {top[i].token_id, top[i].logprob};
     state.PublishToken(kind, row.token_id, with_logprob ? std::optional(row.logprob) : std::nullopt);
-    Notify(state.shared_from_this());
+    NotifyLater(state);
   };
   if (row.scores_prompt) {
     state.num_scored = row.position + 1;
@@ -305,9 +327,11 @@ void EngineCore::RunStep(std::span<const ScheduledChunk> chunks) {
       Deliver(logit_rows_[static_cast<size_t>(first + i)],
               std::span(top_).subspan(static_cast<size_t>(i * kMaxTopLogprobs), kMaxTopLogprobs));
     }
+    PostNotifications();
   }
   budget_.StepTook(rows, absl::Now() - begin);
   for (RequestState* state : scored_only_) Finish(*state, FinishReason::kScored, absl::OkStatus());
+  PostNotifications();
   std::erase_if(live_, [](const StatePtr& state) { return state->has_finished; });
   steps_.fetch_add(1, std::memory_order_relaxed);
 }

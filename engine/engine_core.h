@@ -35,9 +35,8 @@ class EngineCore {
   absl::Status ClaimQueue(int prompt_tokens, uint64_t bytes);
   // Hands over a request whose room was claimed. Unavailable when the core is stopping.
   absl::Status Add(StatePtr state);
-  void Notify(const StatePtr& state) {
-    if (state->MarkForNotify()) notifier_.Post(state);
-  }
+  // Any thread but the engine's.
+  void Notify(const StatePtr& state);
 
   bool idle() const { return live_requests_.load() == 0; }
   // Fills in all but the weights' sizes and the experts' loads, which are the model's.
@@ -63,12 +62,17 @@ class EngineCore {
   // False when the core has stopped and nothing is left to do.
   bool TakeNewRequests();
   void EndUnwanted();
+  // Of the live requests, those that generate, as far as they may run at once.
+  int NumToDecode() const;
   void RunStep(std::span<const ScheduledChunk> chunks);
   void PublishCounters();
   void ComposeStep(std::span<const ScheduledChunk> chunks);
   // Scores or samples row `i` of the tile that begins at logit row `first`. Runs on a compute thread.
   void Evaluate(int first, int i, int thread);
   void Deliver(LogitRow& row, std::span<const Logprob> top);
+  // The caller hears of new events with the next PostNotifications(): one wake-up of the notifier a step, not a token.
+  void NotifyLater(RequestState& state);
+  void PostNotifications();
   void Finish(RequestState& state, FinishReason reason, absl::Status status);
   void ReleaseQueue(int prompt_tokens, uint64_t bytes);
   void ReleaseQueue(const RequestState& state) { ReleaseQueue(state.num_prompt_tokens, state.bytes()); }
@@ -106,6 +110,7 @@ class EngineCore {
   std::vector<StepChunk> step_chunks_;
   std::vector<int32_t> logit_row_indices_;
   std::vector<LogitRow> logit_rows_;
+  std::vector<StatePtr> to_notify_;
   std::vector<RequestState*> scored_only_;  // requests of this step that end once their prompt is computed
   std::vector<float> logits_;               // [tile, vocab_size]
   std::vector<Logprob> top_;                // [tile, kMaxTopLogprobs]

@@ -1,6 +1,7 @@
 #include "engine/request_state.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace scion {
@@ -105,11 +106,12 @@ Notifier::~Notifier() {
   thread_.join();
 }
 
-void Notifier::Post(std::shared_ptr<RequestState> state) {
+void Notifier::Post(std::vector<std::shared_ptr<RequestState>>& states) {
   {
     std::lock_guard lock(mutex_);
-    posted_.push_back(std::move(state));
+    posted_.insert(posted_.end(), std::make_move_iterator(states.begin()), std::make_move_iterator(states.end()));
   }
+  states.clear();
   wake_.notify_one();
 }
 

@@ -84,8 +84,9 @@ class Notifier {
  public:
   explicit Notifier(size_t max_requests);
   ~Notifier();
-  // Any thread. Does not allocate while fewer than max_requests are listed.
-  void Post(std::shared_ptr<RequestState> state);
+  // Any thread. Takes over the states, and leaves the list empty. Does not allocate while no more than max_requests are
+  // listed.
+  void Post(std::vector<std::shared_ptr<RequestState>>& states);
 
  private:
   void Loop();

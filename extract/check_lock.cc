@@ -1,5 +1,6 @@
 #include "extract/check_lock.h"
 
+#include <map>
 #include <string>
 #include <system_error>
 
@@ -55,21 +56,34 @@ std::vector<Difference> CheckAgainstLock(const fs::path& directory, const LockFi
   std::vector<Difference> differences;
   const absl::StatusOr<fs::path> root = ResolveDirectory(directory);
   if (!root.ok()) return {FromStatus("", root.status())};
-  for (const auto& [path, locked] : lock.files) CheckFile(*root, path, locked, progress, differences);
+  std::map<std::string, LockFile::File> files = lock.files;
+  for (const auto& [domain, generations] : lock.earlier) {
+    for (const LockFile::Generation& g : generations) {
+      files[g.file] = {.size = g.size, .sha256 = g.sha256, .is_data = false, .tensors = {}};
+    }
+  }
+  for (const auto& [path, locked] : files) CheckFile(*root, path, locked, progress, differences);
   std::error_code error;
   for (fs::recursive_directory_iterator it(*root, error), end; !error && it != end; it.increment(error)) {
     const std::string path = it->path().lexically_relative(*root).generic_string();
-    if (it->path().extension() == ".safetensors" && !lock.files.contains(path)) {
+    if (it->path().extension() == ".safetensors" && !files.contains(path)) {
       differences.push_back({.file = path, .tensor = {}, .what = "holds weights that the lock does not list"});
     }
   }
   if (error) differences.push_back({.file = {}, .tensor = {}, .what = directory.string() + ": " + error.message()});
+  if (fs::exists(*root / kTransactionDirectoryName, error)) {
+    const char* what = "a writer is at work or was killed; the next verb that writes, gc for one, repairs what it left";
+    differences.push_back({.file = std::string(kTransactionDirectoryName), .tensor = {}, .what = what});
+  }
   return differences;
 }
 
 uint64_t LockedBytes(const LockFile& lock) {
   uint64_t bytes = 0;
   for (const auto& [path, file] : lock.files) bytes += file.size;
+  for (const auto& [domain, generations] : lock.earlier) {
+    for (const LockFile::Generation& g : generations) bytes += g.size;
+  }
   return bytes;
 }
 

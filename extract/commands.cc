@@ -45,6 +45,10 @@ CLI::Option* AddModel(CLI::App& verb, std::string& model) {
   return verb.add_option("model", model, "directory of the model")->type_name("MODEL");
 }
 
+CLI::Option* AddDomain(CLI::App& verb, std::string& domain) {
+  return verb.add_option("--domain", domain, "name of the domain")->type_name("NAME");
+}
+
 CLI::Option* AddDomains(CLI::App& verb, std::vector<std::string>& domains) {
   return verb.add_option("--domain", domains, "domains to keep, separated by commas")
       ->delimiter(',')

@@ -23,11 +23,17 @@ struct Invocation {
   std::function<int()> run;  // set by the verb that was chosen; returns an ExitCode
 };
 
+void AddDensifyCommand(CLI::App& app, Invocation& invocation);
+void AddDropCommand(CLI::App& app, Invocation& invocation);
 void AddExportCommand(CLI::App& app, Invocation& invocation);
+void AddGcCommand(CLI::App& app, Invocation& invocation);
+void AddGraftCommand(CLI::App& app, Invocation& invocation);
 void AddInspectCommand(CLI::App& app, Invocation& invocation);
 void AddLockCommand(CLI::App& app, Invocation& invocation);
+void AddLogCommand(CLI::App& app, Invocation& invocation);
 void AddPlanCommand(CLI::App& app, Invocation& invocation);
 void AddQuantizeCommand(CLI::App& app, Invocation& invocation);
+void AddRollbackCommand(CLI::App& app, Invocation& invocation);
 void AddSliceCommand(CLI::App& app, Invocation& invocation);
 void AddUpcycleCommand(CLI::App& app, Invocation& invocation);
 void AddVerifyCommand(CLI::App& app, Invocation& invocation);
@@ -53,6 +59,8 @@ void PrintJson(const Json& json);
 
 // The positional MODEL.
 CLI::Option* AddModel(CLI::App& verb, std::string& model);
+// --domain NAME
+CLI::Option* AddDomain(CLI::App& verb, std::string& domain);
 // --domain NAMES, of which none is empty.
 CLI::Option* AddDomains(CLI::App& verb, std::vector<std::string>& domains);
 // -o, --out
@@ -71,10 +79,14 @@ int RunSlice(const SliceArguments& args);
 struct VerifyArguments {
   std::string cut;
   std::string model;
+  std::string donor;  // of a graft, else empty
+  std::string as;
   std::string certificate;  // empty: CUT.certificate.json
   bool no_certificate = false;
   std::string weights = "as-is";
-  int threads = 0;  // 0: all processors
+  std::string eval;             // of a fold: the text that it is measured on
+  double max_divergence = 0.5;  // of a fold
+  int threads = 0;              // 0: all processors
   bool json = false;
 };
 

@@ -18,8 +18,7 @@ namespace {
 constexpr uint64_t kChunkBytes = uint64_t{1} << 20;  // at least a row
 
 absl::StatusOr<Json> ReadConfig(const Checkpoint& checkpoint) {
-  SCION_ASSIGN_OR_RETURN(const std::string text, ReadTextInside(checkpoint.directory(), "config.json"));
-  return ParseJson(text, "config.json", {.max_bytes = text.size()});
+  return ParseJson(checkpoint.config(), "config.json", {.max_bytes = checkpoint.config().size()});
 }
 
 absl::StatusOr<std::vector<Difference>> CompareCutConfig(const Checkpoint& whole, const Checkpoint& cut) {
@@ -27,8 +26,7 @@ absl::StatusOr<std::vector<Difference>> CompareCutConfig(const Checkpoint& whole
   if (FindMember(expected, "domains") != nullptr) {
     std::vector<std::string> kept;
     for (const DomainSpec& domain : cut.spec().domains) kept.push_back(domain.name);
-    SCION_ASSIGN_OR_RETURN(const std::string config, ReadTextInside(whole.directory(), "config.json"));
-    const absl::StatusOr<std::string> text = CutConfig(config, kept);
+    const absl::StatusOr<std::string> text = CutConfig(whole.config(), kept);
     if (!text.ok()) return std::vector<Difference>{{"config.json", "", std::string(text.status().message())}};
     SCION_ASSIGN_OR_RETURN(expected, ParseJson(*text, "config.json", {.max_bytes = text->size()}));
   }

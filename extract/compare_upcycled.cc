@@ -33,8 +33,8 @@ std::map<std::string, std::string> ParentsOfExperts(const ModelSpec& spec) {
 // What Upcycle writes for the model's own domains and layers.
 absl::StatusOr<Json> ExpectedConfig(const Checkpoint& dense, const Checkpoint& model) {
   const ModelSpec& spec = model.spec();
-  SCION_ASSIGN_OR_RETURN(const std::string own_text, ReadTextInside(model.directory(), "config.json"));
-  SCION_ASSIGN_OR_RETURN(const Json own, ParseJson(own_text, "config.json", {.max_bytes = own_text.size()}));
+  SCION_ASSIGN_OR_RETURN(const Json own,
+                         ParseJson(model.config(), "config.json", {.max_bytes = model.config().size()}));
   std::vector<NewTensor> tensors;
   for (const TensorInfo& tensor : model.tensors()) tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
   SCION_ASSIGN_OR_RETURN(const std::string text,

@@ -123,16 +123,18 @@ absl::Status ExportGguf(const Checkpoint& checkpoint, const ExportPlan& plan, co
   SCION_ASSIGN_OR_RETURN(const std::optional<GgufVocabulary> vocabulary, GgufVocabularyOf(checkpoint));
   if (vocabulary.has_value()) result.pre_tokenizer = vocabulary->pre.empty() ? vocabulary->model : vocabulary->pre;
   GgufHeaderWriter header;
-  AddModelKeys(checkpoint.spec(), plan, ModelName(checkpoint.directory()), header);
-  SCION_RETURN_IF_ERROR(
-      Annotate(AddTokenizerKeys(checkpoint.spec(), vocabulary, header), checkpoint.directory().string()));
+  const std::filesystem::path& source = checkpoint.directory();
+  const std::string name = checkpoint.is_gguf() ? source.stem().string() : ModelName(source);
+  AddModelKeys(checkpoint.spec(), plan, name, header);
+  SCION_RETURN_IF_ERROR(Annotate(AddTokenizerKeys(checkpoint.spec(), vocabulary, header), source.string()));
   for (const ExportTensor& tensor : plan.tensors) {
     header.AddTensor(tensor.name, tensor.shape, tensor.type, tensor.bytes());
   }
-  SCION_ASSIGN_OR_RETURN(const std::string head, header.Finish());
+  const absl::StatusOr<std::string> head = header.Finish();
+  if (!head.ok()) return Annotate(head.status(), source.string());
 
   SCION_ASSIGN_OR_RETURN(StagedFile file, StagedFile::Create(out));
-  SCION_RETURN_IF_ERROR(file.Append(std::as_bytes(std::span(head))));
+  SCION_RETURN_IF_ERROR(file.Append(std::as_bytes(std::span(*head))));
   constexpr std::array<std::byte, kGgufAlignment> kZeros = {};
   for (const ExportTensor& tensor : plan.tensors) {
     SCION_RETURN_IF_ERROR(WriteExportTensor(

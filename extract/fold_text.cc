@@ -57,6 +57,12 @@ void Encode(const Tokenizer& tokenizer, std::string_view document, size_t max_to
 
 }  // namespace
 
+TextLimits EvaluationLimits(const ModelSpec& spec) {
+  return {.window_tokens = std::min(256, spec.max_position_embeddings),
+          .max_tokens = int64_t{1} << 20,
+          .vocab_size = spec.vocab_size};
+}
+
 absl::StatusOr<std::vector<TokenWindow>> ReadTokenWindows(const std::filesystem::path& file, const Tokenizer& tokenizer,
                                                           const TextLimits& limits) {
   SCION_ASSIGN_OR_RETURN(const std::vector<std::string> documents, ReadDocuments(file));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/model/model_spec.h"
 #include "engine/text/tokenizer.h"
 
 namespace scion {
@@ -17,6 +18,9 @@ struct TextLimits {
   int64_t max_tokens = 0;  // what is beyond is not read
   int vocab_size = 0;      // of the model
 };
+
+// Of texts that a model is measured on: windows of 256 tokens at most, and a million tokens.
+TextLimits EvaluationLimits(const ModelSpec& spec);
 
 // A file of plain text is one document; in a file called *.jsonl, each line's "text" is. A document is cut into windows
 // of window_tokens: first the tokens that the tokenizer puts before a text, then the text's, as many as fit; a window

@@ -67,6 +67,19 @@ absl::Status SetPreTokenizer(const TokenizerSpec& spec, GgufVocabulary& vocabula
   return absl::OkStatus();
 }
 
+// An added token that is looked for in normalised text is looked for in raw text there. That is the same where
+// normalising makes no difference to its text; nobody but Scion would normalise at all.
+absl::Status RefuseNormalizedTokens(const TokenizerSpec& spec) {
+  if (!spec.nfc) return absl::OkStatus();
+  for (const AddedToken& token : spec.added_tokens) {
+    const bool is_ascii = std::ranges::all_of(token.text, [](char c) { return static_cast<unsigned char>(c) < 0x80; });
+    if (token.normalized && !is_ascii) {
+      return NotInGguf(absl::StrCat("the added token ", Quoted(token.text), " is looked for in normalised text"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 void SetTokens(const TokenizerSpec& spec, int vocab_size, GgufVocabulary& vocabulary) {
   vocabulary.tokens.resize(static_cast<size_t>(vocab_size));
   vocabulary.types.assign(static_cast<size_t>(vocab_size), static_cast<int32_t>(GgufTokenType::kUnused));
@@ -139,6 +152,7 @@ absl::StatusOr<GgufVocabulary> GgufVocabularyOf(const TokenizerSpec& spec, int v
   GgufVocabulary vocabulary;
   vocabulary.model = "gpt2";
   SCION_RETURN_IF_ERROR(SetPreTokenizer(spec, vocabulary));
+  SCION_RETURN_IF_ERROR(RefuseNormalizedTokens(spec));
   SetTokens(spec, vocab_size, vocabulary);
   SCION_RETURN_IF_ERROR(SetMerges(spec, vocabulary));
   vocabulary.bos_token_id = spec.bos_token_id;

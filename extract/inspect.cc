@@ -58,16 +58,7 @@ Json Parts(const Checkpoint& checkpoint) {
 
 Json LockSummary(const LockFile* lock) {
   if (lock == nullptr) return nullptr;
-  Json lineage = Json::array();
-  for (const LockFile::LineageEntry& entry : lock->lineage) {
-    lineage.push_back({{"verb", entry.verb},
-                       {"time", entry.time},
-                       {"version", entry.version},
-                       {"source", entry.source},
-                       {"source_lock_sha256", entry.source_lock_sha256},
-                       {"domains", entry.domains}});
-  }
-  return {{"lock_sha256", LockSha256(*lock)}, {"lineage", lineage}};
+  return {{"lock_sha256", LockSha256(*lock)}, {"lineage", LineageJson(*lock)}};
 }
 
 std::string Join(const Json& list) {

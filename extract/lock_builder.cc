@@ -12,6 +12,16 @@ namespace scion {
 
 namespace fs = std::filesystem;
 
+namespace {
+
+LockFile::File DataEntry(const FileDigest& digest) {
+  LockFile::File entry{.size = digest.bytes, .sha256 = digest.sha256, .is_data = true, .tensors = {}};
+  entry.tensors.insert(digest.tensor_sha256.begin(), digest.tensor_sha256.end());
+  return entry;
+}
+
+}  // namespace
+
 absl::StatusOr<std::string> ReadTextInside(const fs::path& directory, std::string_view name) {
   constexpr uint64_t kMaxTextBytes = uint64_t{64} << 20;
   SCION_ASSIGN_OR_RETURN(const fs::path root, ResolveDirectory(directory));
@@ -46,17 +56,17 @@ std::span<const TensorInfo> TensorsOf(const Checkpoint& checkpoint, int file) {
 }
 
 void AddDataFile(LockFile& lock, const Checkpoint& checkpoint, const CheckpointFile& file, const FileDigest& digest) {
-  std::optional<std::string> domain;
-  if (file.domain.has_value()) domain = PartName(checkpoint, file);
-  AddDataFile(lock, file.path, domain, file.generation, digest);
+  if (file.domain.has_value()) {
+    AddDomainFile(lock, PartName(checkpoint, file), file.path, file.generation, digest);
+  } else {
+    lock.files[file.path] = DataEntry(digest);
+  }
 }
 
-void AddDataFile(LockFile& lock, const std::string& path, const std::optional<std::string>& domain, uint64_t generation,
-                 const FileDigest& digest) {
-  LockFile::File& entry = lock.files[path];
-  entry = {.size = digest.bytes, .sha256 = digest.sha256, .is_data = true, .tensors = {}};
-  entry.tensors.insert(digest.tensor_sha256.begin(), digest.tensor_sha256.end());
-  if (domain.has_value()) lock.domains[*domain] = {.file = path, .generation = generation};
+void AddDomainFile(LockFile& lock, const std::string& domain, const std::string& path, uint64_t generation,
+                   const FileDigest& digest) {
+  lock.files[path] = DataEntry(digest);
+  lock.domains[domain] = {.file = path, .generation = generation};
 }
 
 void AddPlainFile(LockFile& lock, const std::string& path, const FileDigest& digest) {
@@ -65,6 +75,24 @@ void AddPlainFile(LockFile& lock, const std::string& path, const FileDigest& dig
 
 void AddTextFile(LockFile& lock, const std::string& path, std::string_view text) {
   lock.files[path] = {.size = text.size(), .sha256 = Sha256Hex(text), .is_data = false, .tensors = {}};
+}
+
+std::string IndexText(const std::map<std::string, std::string>& weight_map, uint64_t total_size) {
+  const Json index = {{"metadata", {{"total_size", total_size}}}, {"weight_map", weight_map}};
+  return index.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+Json LineageJson(const LockFile& lock) {
+  Json lineage = Json::array();
+  for (const LockFile::LineageEntry& entry : lock.lineage) {
+    lineage.push_back({{"verb", entry.verb},
+                       {"time", entry.time},
+                       {"version", entry.version},
+                       {"source", entry.source},
+                       {"source_lock_sha256", entry.source_lock_sha256},
+                       {"domains", entry.domains}});
+  }
+  return lineage;
 }
 
 std::string FormatUtc(absl::Time time) { return absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", time, absl::UTCTimeZone()); }

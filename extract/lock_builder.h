@@ -1,7 +1,9 @@
 // Gathers the entries of a lock file as the files of a directory are read or written.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -9,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "engine/base/json.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/lock_file.h"
 #include "extract/digest_file.h"
@@ -31,12 +34,19 @@ std::string PartName(const Checkpoint& checkpoint, const CheckpointFile& file);
 std::span<const TensorInfo> TensorsOf(const Checkpoint& checkpoint, int file);
 
 void AddDataFile(LockFile& lock, const Checkpoint& checkpoint, const CheckpointFile& file, const FileDigest& digest);
-// domain: nothing for the trunk's.
-void AddDataFile(LockFile& lock, const std::string& path, const std::optional<std::string>& domain, uint64_t generation,
-                 const FileDigest& digest);
 void AddPlainFile(LockFile& lock, const std::string& path, const FileDigest& digest);
 // A file whose whole text is at hand.
 void AddTextFile(LockFile& lock, const std::string& path, std::string_view text);
+
+// The file of a domain.
+void AddDomainFile(LockFile& lock, const std::string& domain, const std::string& path, uint64_t generation,
+                   const FileDigest& digest);
+
+// The text of model.safetensors.index.json. weight_map: tensor -> path; total_size: bytes of all tensors' data.
+std::string IndexText(const std::map<std::string, std::string>& weight_map, uint64_t total_size);
+
+// The lineage as the lock has it, for people and programs to read.
+Json LineageJson(const LockFile& lock);
 
 // How lineage and certificates write a time: "2026-11-23T21:00:00Z".
 std::string FormatUtc(absl::Time time);

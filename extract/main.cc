@@ -18,11 +18,17 @@ int Main(int argc, char** argv) {
   app.set_version_flag("--version", "moe-extract " SCION_VERSION);
   app.require_subcommand(0, 1);
   AddCutOptions(app, invocation);
+  AddDensifyCommand(app, invocation);
+  AddDropCommand(app, invocation);
   AddExportCommand(app, invocation);
+  AddGcCommand(app, invocation);
+  AddGraftCommand(app, invocation);
   AddInspectCommand(app, invocation);
   AddLockCommand(app, invocation);
+  AddLogCommand(app, invocation);
   AddPlanCommand(app, invocation);
   AddQuantizeCommand(app, invocation);
+  AddRollbackCommand(app, invocation);
   AddSliceCommand(app, invocation);
   AddUpcycleCommand(app, invocation);
   AddVerifyCommand(app, invocation);

@@ -1,6 +1,7 @@
 #include "extract/new_model.h"
 
 #include <algorithm>
+#include <iterator>
 #include <system_error>
 #include <utility>
 
@@ -137,21 +138,29 @@ absl::Status NewModel::WriteCompanion(const std::string& name, std::string_view 
   return WriteNewFile(staged_.path() / name, text);
 }
 
-void NewModel::AddDataFile(const CheckpointFile& file, const FileDigest& digest, uint64_t tensor_bytes) {
-  NewDataFile place{.path = file.path, .domain = std::nullopt, .generation = file.generation};
-  if (file.domain.has_value()) place.domain = PartName(*source_, file);
-  AddDataFile(place, digest, tensor_bytes);
+void NewModel::AddDomainFile(const std::string& domain, const std::string& path, uint64_t generation,
+                             const FileDigest& digest, uint64_t tensor_bytes) {
+  scion::AddDomainFile(lock_, domain, path, generation, digest);
+  for (const auto& [tensor, sha256] : digest.tensor_sha256) weight_map_[tensor] = path;
+  total_size_ += tensor_bytes;
 }
 
-void NewModel::AddDataFile(const NewDataFile& file, const FileDigest& digest, uint64_t tensor_bytes) {
-  scion::AddDataFile(lock_, file.path, file.domain, file.generation, digest);
+void NewModel::AddDataFile(const CheckpointFile& file, const FileDigest& digest, uint64_t tensor_bytes) {
+  scion::AddDataFile(lock_, *source_, file, digest);
   for (const auto& [tensor, sha256] : digest.tensor_sha256) weight_map_[tensor] = file.path;
   total_size_ += tensor_bytes;
 }
 
+void NewModel::AddTrunkFile(const std::string& path, const FileDigest& digest, uint64_t tensor_bytes) {
+  LockFile::File& entry = lock_.files[path];
+  entry = {.size = digest.bytes, .sha256 = digest.sha256, .is_data = true, .tensors = {}};
+  entry.tensors.insert(digest.tensor_sha256.begin(), digest.tensor_sha256.end());
+  for (const auto& [tensor, sha256] : digest.tensor_sha256) weight_map_[tensor] = path;
+  total_size_ += tensor_bytes;
+}
+
 absl::Status NewModel::Commit(const std::string& config, Lineage lineage) {
-  const Json index_json = {{"metadata", {{"total_size", total_size_}}}, {"weight_map", weight_map_}};
-  const std::string index = index_json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+  const std::string index = IndexText(weight_map_, total_size_);
   for (const auto& [name, text] :
        {std::pair<std::string, const std::string&>{kIndexFileName, index}, {"config.json", config}}) {
     SCION_RETURN_IF_ERROR(WriteNewFile(staged_.path() / name, text));
@@ -165,6 +174,7 @@ absl::Status NewModel::Commit(const std::string& config, Lineage lineage) {
                            .source = ModelName(source_->directory()),
                            .source_lock_sha256 = source_lock != nullptr ? LockSha256(*source_lock) : "",
                            .domains = std::move(lineage.domains)});
+  std::ranges::move(lineage.then, std::back_inserter(lock_.lineage));
   SCION_RETURN_IF_ERROR(WriteNewFile(staged_.path() / kLockFileName, SerializeLockFile(lock_)));
   return staged_.Commit();
 }

@@ -1,10 +1,10 @@
-// A model directory that is made out of another one: what slice and quantize share. Built beside its place and renamed
+// A model directory that is made out of another one: what slice, quantize and graft share, and the counterpart of
+// ModelTransaction, which changes one where it lies. Built beside its place and renamed
 // by Commit; until then there is nothing at `out`, and nothing is left of what was given up.
 #pragma once
 
 #include <filesystem>
 #include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,13 +19,6 @@
 #include "extract/staged_directory.h"
 
 namespace scion {
-
-// A data file of a new model.
-struct NewDataFile {
-  std::string path;                   // relative to the directory
-  std::optional<std::string> domain;  // nothing for the trunk
-  uint64_t generation = 1;
-};
 
 // InvalidArgument: OUT lies inside the model.
 absl::Status RefuseOutInsideModel(const std::filesystem::path& model, const std::filesystem::path& out);
@@ -51,9 +44,12 @@ class NewModel {
   // A data file that is written anew; AddDataFile when it is finished. path: relative to the directory.
   absl::StatusOr<NewFile> CreateDataFile(const std::string& path);
   // tensor_bytes: of the data.
-  void AddDataFile(const NewDataFile& file, const FileDigest& digest, uint64_t tensor_bytes);
-  // In the place of the source's.
   void AddDataFile(const CheckpointFile& file, const FileDigest& digest, uint64_t tensor_bytes);
+  // The same of a domain that the source may not have.
+  void AddDomainFile(const std::string& domain, const std::string& path, uint64_t generation, const FileDigest& digest,
+                     uint64_t tensor_bytes);
+  // The same of a trunk's file that the source may not have.
+  void AddTrunkFile(const std::string& path, const FileDigest& digest, uint64_t tensor_bytes);
   // Hashes the source's data files, if it has a lock. DataLoss if one is not what the lock says.
   absl::Status CheckSource(std::FILE* log) const;
   // As CheckDigest above.
@@ -64,6 +60,7 @@ class NewModel {
     std::string version;  // of this program
     absl::Time now;
     std::vector<std::string> domains;
+    std::vector<LockFile::LineageEntry> then = {};  // what else was done in the same run
   };
   // Writes index, config.json and lock, then makes all of it appear at OUT.
   absl::Status Commit(const std::string& config, Lineage lineage);

@@ -15,6 +15,7 @@
 #include "extract/companion_files.h"
 #include "extract/cut_config.h"
 #include "extract/dense_layout.h"
+#include "extract/densify.h"
 #include "extract/lock_builder.h"
 #include "extract/quantize.h"
 #include "extract/safetensors_writer.h"
@@ -74,8 +75,8 @@ class Planner {
       const uintmax_t size = fs::file_size(checkpoint_.directory() / name, error);
       if (!error) bytes += size;
     }
-    SCION_ASSIGN_OR_RETURN(const std::string config, ReadTextInside(checkpoint_.directory(), "config.json"));
-    SCION_ASSIGN_OR_RETURN(const std::string cut, CutConfig(config, std::vector<std::string>{domain().name}));
+    SCION_ASSIGN_OR_RETURN(const std::string cut,
+                           CutConfig(checkpoint_.config(), std::vector<std::string>{domain().name}));
     constexpr uint64_t kHashLine = 75, kIndexLine = 32, kFrames = 2500, kQuantization = 300;
     return bytes + cut.size() + kFrames + (is_quantized ? kQuantization : 0) + tensors * (kHashLine + kIndexLine) +
            2 * name_bytes;
@@ -175,7 +176,9 @@ class Planner {
     }
     for (const int width : {1, 2, 4}) {
       if (width > domain().num_experts) break;
-      const DenseLayout layout = MakeDenseLayout(spec_, domain().num_experts, width, /*with_channels=*/false);
+      // As densify folds where no calibration text is given.
+      const bool has_channels = WantsRouteChannels(spec_, domain().num_experts, width, FoldMethod::kWeighted);
+      const DenseLayout layout = MakeDenseLayout(spec_, domain().num_experts, width, has_channels);
       CutPlan plan{.name = absl::StrCat("fold, width ", width),
                    .command = absl::StrCat("moe-extract densify ", checkpoint_.directory().string(), " --domain ",
                                            domain().name, " --width ", width)};
@@ -210,7 +213,12 @@ class Planner {
     };
     for (const TensorInfo& tensor : checkpoint_.tensors()) {
       if (checkpoint_.FileOf(tensor).domain.has_value()) continue;
-      if (tensor.name.find(".mlp.") == std::string::npos) tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
+      if (tensor.shape.empty() || tensor.name.find(".mlp.") != std::string::npos) continue;
+      NewTensor folded{tensor.name, tensor.dtype, tensor.shape};
+      const bool is_output = tensor.shape.size() == 1 || tensor.name.ends_with("o_proj.weight");
+      folded.shape[is_output ? 0 : 1] = hidden;
+      if (tensor.shape.size() == 1 && layout.is_wider(spec_)) folded.dtype = DType::kF32;
+      tensors.push_back(std::move(folded));
     }
     for (size_t l = 0; l < spec_.layers.size(); ++l) {
       const int layer = static_cast<int>(l);

@@ -163,11 +163,8 @@ absl::Status RefuseSource(const Checkpoint& checkpoint, const QuantizeOptions& o
 }
 
 // The source's config.json, every key in its place, and quantization_config.
-absl::StatusOr<std::string> QuantizedConfig(const Checkpoint& checkpoint, DType type,
-                                            std::span<const PlannedTensor> tensors) {
-  SCION_ASSIGN_OR_RETURN(const std::string text, ReadTextInside(checkpoint.directory(), "config.json"));
-  auto config = OrderedJson::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!config.is_object()) return absl::DataLossError("config.json has changed while it was read");
+std::string QuantizedConfig(const Checkpoint& checkpoint, DType type, std::span<const PlannedTensor> tensors) {
+  auto config = OrderedJson::parse(checkpoint.config());
   OrderedJson quantization = {{"quant_method", "ggml"}, {"type", DTypeName(type)}};
   for (const PlannedTensor& tensor : tensors) {
     if (!tensor.is_quantized() || tensor.type == type) continue;
@@ -208,7 +205,7 @@ absl::StatusOr<QuantizeResult> Quantize(const QuantizeOptions& options) {
                                                       DTypeBlockElements(options.type),
                                                       ", so that there is nothing to quantise"));
   }
-  SCION_ASSIGN_OR_RETURN(const std::string config, QuantizedConfig(checkpoint, options.type, all));
+  const std::string config = QuantizedConfig(checkpoint, options.type, all);
 
   SCION_ASSIGN_OR_RETURN(NewModel model, NewModel::Create(checkpoint, options.out));
   SCION_RETURN_IF_ERROR(model.CheckSource(options.log));

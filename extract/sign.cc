@@ -9,12 +9,18 @@
 #include "engine/model/model_files.h"
 #include "extract/companion_files.h"
 #include "extract/lock_builder.h"
+#include "extract/model_transaction.h"
 
 namespace scion {
 
 namespace fs = std::filesystem;
 
 absl::StatusOr<LockFile> Sign(const SignOptions& options) {
+  std::error_code not_there;
+  if (!fs::is_directory(options.model, not_there)) {
+    return absl::NotFoundError(absl::StrCat(options.model.string(), ": there is no such directory"));
+  }
+  SCION_ASSIGN_OR_RETURN(const WriterLock writer, WriterLock::Acquire(options.model));
   const absl::StatusOr<std::unique_ptr<Checkpoint>> opened = Checkpoint::Open(options.model);
   if (!opened.ok()) return Annotate(opened.status(), options.model.string());
   const Checkpoint& checkpoint = **opened;
@@ -44,7 +50,10 @@ absl::StatusOr<LockFile> Sign(const SignOptions& options) {
     SCION_ASSIGN_OR_RETURN(const std::string text, ReadTextInside(options.model, name));
     AddTextFile(lock, name, text);
   }
-  if (old_lock != nullptr) lock.lineage = old_lock->lineage;
+  if (old_lock != nullptr) {
+    lock.lineage = old_lock->lineage;
+    lock.earlier = old_lock->earlier;
+  }
   std::vector<std::string> domains;
   for (const auto& [name, domain] : lock.domains) domains.push_back(name);
   lock.lineage.push_back({.verb = "lock",

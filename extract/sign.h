@@ -20,6 +20,7 @@ struct SignOptions {
 };
 
 // The lock that was written, atomically. An old lock's lineage and generations are kept. The model must open.
+// FailedPrecondition: another run is changing it.
 absl::StatusOr<LockFile> Sign(const SignOptions& options);
 
 }  // namespace scion

@@ -19,8 +19,10 @@ absl::StatusOr<SliceResult> Slice(const SliceOptions& options) {
   const absl::StatusOr<std::unique_ptr<Checkpoint>> opened = Checkpoint::Open(options.model);
   if (!opened.ok()) return Annotate(opened.status(), options.model.string());
   const Checkpoint& checkpoint = **opened;
-  SCION_ASSIGN_OR_RETURN(const std::string config, ReadTextInside(options.model, "config.json"));
-  SCION_ASSIGN_OR_RETURN(const std::string cut_config, CutConfig(config, options.domains));
+  if (checkpoint.is_gguf()) {
+    return absl::FailedPreconditionError(absl::StrCat(options.model.string(), ": a GGUF file has no domains to cut"));
+  }
+  SCION_ASSIGN_OR_RETURN(const std::string cut_config, CutConfig(checkpoint.config(), options.domains));
 
   SliceResult result;
   for (const DomainSpec& domain : checkpoint.spec().domains) {

@@ -31,8 +31,8 @@ struct PlannedTensor {
 };
 
 struct PlannedFile {
-  NewDataFile place;
-  int domain = 0;  // number of the domain, for its routes
+  std::string path;
+  std::optional<int> domain;  // number of the domain; nothing for the trunk
   std::vector<PlannedTensor> tensors;
 };
 
@@ -87,13 +87,13 @@ std::vector<PlannedFile> PlanFiles(const Checkpoint& dense, const std::vector<in
     }
   }
   std::vector<PlannedFile> files;
-  files.push_back({.place = {.path = "trunk.safetensors", .domain = std::nullopt}, .domain = 0, .tensors = {}});
+  files.push_back({.path = "trunk.safetensors", .domain = std::nullopt, .tensors = {}});
   for (const TensorInfo& tensor : dense.tensors()) {
     if (ffn.contains(tensor.name)) continue;
     files[0].tensors.push_back({.tensor = {tensor.name, tensor.dtype, tensor.shape}, .source = &tensor});
   }
   for (const std::string& domain : options.domains) {
-    PlannedFile file{.place = {.path = absl::StrCat("domains/", domain, ".safetensors"), .domain = domain},
+    PlannedFile file{.path = absl::StrCat("domains/", domain, ".safetensors"),
                      .domain = static_cast<int>(files.size()) - 1,
                      .tensors = {}};
     for (const int layer : sparse_layers) {
@@ -204,7 +204,7 @@ absl::StatusOr<UpcycleResult> Upcycle(const UpcycleOptions& options) {
     Progress progress(options.log, "writing", total, Progress::Unit::kBytes);
     std::vector<std::byte> batch;
     for (const PlannedFile& file : files) {
-      SCION_ASSIGN_OR_RETURN(NewFile out, model.CreateDataFile(file.place.path));
+      SCION_ASSIGN_OR_RETURN(NewFile out, model.CreateDataFile(file.path));
       SCION_ASSIGN_OR_RETURN(SafetensorsWriter writer,
                              SafetensorsWriter::Create(std::move(out), TensorsOf({&file, 1})));
       uint64_t tensor_bytes = 0;
@@ -214,7 +214,7 @@ absl::StatusOr<UpcycleResult> Upcycle(const UpcycleOptions& options) {
           SCION_RETURN_IF_ERROR(CopyTensor(dense, *planned.source, writer, batch, progress));
           continue;
         }
-        const uint64_t stream = static_cast<uint64_t>(file.domain) * kMaxLayers + static_cast<uint64_t>(planned.layer);
+        const uint64_t stream = static_cast<uint64_t>(*file.domain) * kMaxLayers + static_cast<uint64_t>(planned.layer);
         const BalancedRoute route =
             MakeBalancedRoute(histogram, dense.spec().vocab_size, options.num_experts, options.seed, stream);
         result.smallest_share = std::min(result.smallest_share, route.smallest_share);
@@ -224,7 +224,11 @@ absl::StatusOr<UpcycleResult> Upcycle(const UpcycleOptions& options) {
       }
       SCION_ASSIGN_OR_RETURN(const FileDigest digest, writer.Finish());
       result.bytes += digest.bytes;
-      model.AddDataFile(file.place, digest, tensor_bytes);
+      if (file.domain.has_value()) {
+        model.AddDomainFile(options.domains[static_cast<size_t>(*file.domain)], file.path, 1, digest, tensor_bytes);
+      } else {
+        model.AddTrunkFile(file.path, digest, tensor_bytes);
+      }
     }
     SCION_RETURN_IF_ERROR(WriteTokenizer(dense, model));
     SCION_RETURN_IF_ERROR(model.CopyCompanions(progress));

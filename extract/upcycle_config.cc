@@ -5,7 +5,6 @@
 
 #include "engine/base/status.h"
 #include "extract/export_hugging_face.h"
-#include "extract/lock_builder.h"
 
 namespace scion {
 namespace {
@@ -31,14 +30,9 @@ OrderedJson Quantization(const std::vector<NewTensor>& tensors) {
 
 absl::StatusOr<std::string> UpcycledConfig(const Checkpoint& dense, const UpcycledShape& shape,
                                            const std::vector<NewTensor>& tensors) {
-  OrderedJson config;
-  if (dense.is_gguf()) {
-    config = HuggingFaceConfig(dense.spec(), ExportFamily::kLlama, dense.spec().dtype);
-  } else {
-    SCION_ASSIGN_OR_RETURN(const std::string text, ReadTextInside(dense.directory(), "config.json"));
-    config = OrderedJson::parse(text, nullptr, /*allow_exceptions=*/false);
-    if (!config.is_object()) return absl::DataLossError("config.json has changed while it was read");
-  }
+  OrderedJson config = dense.is_gguf() ? HuggingFaceConfig(dense.spec(), ExportFamily::kLlama, dense.spec().dtype)
+                                       : OrderedJson::parse(dense.config(), nullptr, /*allow_exceptions=*/false);
+  if (!config.is_object()) return absl::DataLossError("config.json is not an object");
   config["model_type"] = "scion";
   config["architectures"] = OrderedJson::array({"ScionForCausalLM"});
   config["moe_intermediate_size"] = dense.spec().layers.back().ffn.intermediate_size;

@@ -5,23 +5,23 @@
 #include <optional>
 #include <system_error>
 
+#include "engine/base/sha256.h"
 #include "engine/base/status.h"
 #include "engine/base/thread_pool.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/model.h"
 #include "extract/check_lock.h"
+#include "extract/companion_files.h"
 #include "extract/compare_bytes.h"
-#include "extract/compare_logits.h"
+#include "extract/compare_domain.h"
 #include "extract/compare_upcycled.h"
-#include "extract/cover_prompts.h"
 #include "extract/lock_builder.h"
+#include "extract/verify_graft.h"
 
 namespace scion {
-namespace {
 
 namespace fs = std::filesystem;
 
-// The hashes of the cut's files against its own lock.
 void CheckCutLock(const VerifyOptions& options, VerifyReport& report) {
   const absl::StatusOr<std::optional<LockFile>> lock = ReadLock(options.cut);
   const std::string name(kLockFileName);
@@ -34,17 +34,31 @@ void CheckCutLock(const VerifyOptions& options, VerifyReport& report) {
   report.differences.insert(report.differences.end(), found.begin(), found.end());
 }
 
-// Hashes of those of the source's data files that the cut has been made of.
-absl::Status HashSource(const VerifyOptions& options, const Checkpoint& whole, VerifyReport& report) {
-  Progress progress(options.log, "hashing the source", report.tensor_bytes, Progress::Unit::kBytes);
-  for (const CheckpointFile& file : whole.files()) {
-    const std::string part = PartName(whole, file);
-    if (file.domain.has_value() && std::ranges::find(report.domains, part) == report.domains.end()) continue;
-    SCION_ASSIGN_OR_RETURN(const FileDigest digest, DigestFile(file.file, {}, nullptr, progress));
-    report.model_files[file.path] = digest.sha256;
+absl::Status HashSource(const Checkpoint& source, const std::vector<std::string>& domains, std::FILE* log,
+                        std::map<std::string, std::string>& hashes) {
+  uint64_t total = 0;
+  std::vector<const CheckpointFile*> files;
+  for (const CheckpointFile& file : source.files()) {
+    if (file.domain.has_value() && std::ranges::find(domains, PartName(source, file)) == domains.end()) continue;
+    files.push_back(&file);
+    total += file.file.size();
+  }
+  Progress progress(log, "hashing the source", total, Progress::Unit::kBytes);
+  for (const CheckpointFile* file : files) {
+    SCION_ASSIGN_OR_RETURN(const FileDigest digest, DigestFile(file->file, {}, nullptr, progress));
+    hashes[file->path] = digest.sha256;
+  }
+  if (source.is_gguf()) return absl::OkStatus();
+  hashes["config.json"] = Sha256Hex(source.config());
+  SCION_ASSIGN_OR_RETURN(const std::vector<std::string> companions, ListCompanionFiles(source.directory()));
+  for (const std::string& name : companions) {
+    SCION_ASSIGN_OR_RETURN(const std::string text, ReadTextInside(source.directory(), name));
+    hashes[name] = Sha256Hex(text);
   }
   return absl::OkStatus();
 }
+
+namespace {
 
 absl::Status CompareAllBytes(const VerifyOptions& options, const Checkpoint& whole, const Checkpoint& cut,
                              VerifyReport& report) {
@@ -61,54 +75,7 @@ absl::Status CompareAllBytes(const VerifyOptions& options, const Checkpoint& who
   SCION_ASSIGN_OR_RETURN(const std::vector<Difference> companions,
                          report.upcycled ? CompareParentCompanions(whole, cut) : CompareCompanions(whole, cut));
   report.differences.insert(report.differences.end(), companions.begin(), companions.end());
-  return HashSource(options, whole, report);
-}
-
-absl::StatusOr<std::vector<RouteTable>> ReadRouteTables(const Checkpoint& checkpoint, const DomainSpec& domain) {
-  std::vector<RouteTable> tables;
-  for (const int layer : checkpoint.spec().SparseLayers()) {
-    if (checkpoint.spec().layers[static_cast<size_t>(layer)].ffn.router != RouterKind::kTable) continue;
-    SCION_ASSIGN_OR_RETURN(const TensorInfo* tensor, checkpoint.Find(RouteTensorName(layer, domain.name)));
-    SCION_ASSIGN_OR_RETURN(std::vector<int32_t> experts, checkpoint.ReadInt32(*tensor));
-    tables.push_back({.layer = layer, .num_experts = domain.num_experts, .expert_of_token = std::move(experts)});
-  }
-  return tables;
-}
-
-// Runs the cover prompts of one domain through both models.
-absl::Status CompareDomain(const VerifyOptions& options, const Checkpoint& cut_files, Model& whole, Model& cut,
-                           const std::string& name, VerifyReport& report) {
-  const int whole_domain = report.upcycled ? 0 : *whole.spec().FindDomain(name);
-  const int cut_domain = *cut.spec().FindDomain(name);
-  const DomainSpec& domain = cut.spec().domains[static_cast<size_t>(cut_domain)];
-  SCION_ASSIGN_OR_RETURN(const std::vector<RouteTable> tables, ReadRouteTables(cut_files, domain));
-  const auto prompts = MakeCoverPrompts(tables, cut.spec().vocab_size, cut.spec().max_position_embeddings);
-  int64_t positions = 0;
-  for (const auto& prompt : prompts) positions += static_cast<int64_t>(prompt.size());
-  report.prompts += static_cast<int>(prompts.size());
-  report.positions += positions;
-  Progress progress(options.log, "comparing logits of " + name, static_cast<uint64_t>(2 * positions),
-                    Progress::Unit::kTokens);
-  SCION_ASSIGN_OR_RETURN(const std::optional<LogitDifference> difference,
-                         CompareLogits({&whole, whole_domain}, {&cut, cut_domain}, prompts, progress));
-  if (difference.has_value()) {
-    report.differences.push_back(
-        {"", "",
-         absl::StrCat("domain '", name, "', prompt ", difference->prompt, ", position ", difference->position,
-                      ": the logit of token ", difference->token, " is ", difference->whole, " in the source and ",
-                      difference->cut, " in the cut")});
-  }
-  for (const RouteTable& table : tables) {
-    LayerCoverage coverage{
-        .layer = table.layer, .experts = table.num_experts, .reachable = CountReachable(table), .visited = 0};
-    for (int e = 0; e < table.num_experts; ++e) coverage.visited += cut.ExpertTokens(table.layer, cut_domain, e) > 0;
-    if (!difference.has_value() && coverage.visited != coverage.reachable) {
-      return absl::InternalError(absl::StrCat("domain '", name, "', layer ", table.layer, ": the prompts visited ",
-                                              coverage.visited, " of ", coverage.reachable, " experts"));
-    }
-    report.coverage[name].push_back(coverage);
-  }
-  return absl::OkStatus();
+  return HashSource(whole, report.domains, options.log, report.model_files);
 }
 
 absl::Status CompareAllLogits(const VerifyOptions& options, const Checkpoint& whole_files, const Checkpoint& cut_files,
@@ -122,7 +89,9 @@ absl::Status CompareAllLogits(const VerifyOptions& options, const Checkpoint& wh
   absl::StatusOr<std::unique_ptr<Model>> cut = Model::Load(cut_files, model_options, pool);
   if (!cut.ok()) return Annotate(cut.status(), options.cut.string());
   for (const std::string& name : report.domains) {
-    SCION_RETURN_IF_ERROR(CompareDomain(options, cut_files, **whole, **cut, name, report));
+    const std::string& source_name = report.upcycled ? (*whole)->spec().domains[0].name : name;
+    SCION_RETURN_IF_ERROR(
+        CompareDomain({whole->get(), source_name}, "the source", cut_files, {cut->get(), name}, options.log, report));
   }
   return absl::OkStatus();
 }
@@ -134,6 +103,7 @@ absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) {
   if (!fs::is_directory(options.cut, error)) {
     return absl::NotFoundError(absl::StrCat(options.cut.string(), ": there is no such directory"));
   }
+  if (options.graft.has_value()) return VerifyGraft(options);
   const absl::StatusOr<std::unique_ptr<Checkpoint>> whole = Checkpoint::Open(options.model);
   if (!whole.ok()) return Annotate(whole.status(), "the source, " + options.model.string());
   VerifyReport report;

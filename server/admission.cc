@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "engine/base/sha256.h"
 #include "engine/base/status.h"
 #include "engine/kernels/kernels.h"
 #include "server/request_error.h"
@@ -95,6 +96,12 @@ absl::Status CheckTokenIds(const ModelSpec& spec, const GenerationRequest& r, st
     if (is_bad(id)) return bad("stop_token_ids", id);
   }
   return absl::OkStatus();
+}
+
+// Requests without a salt are one tenant, 0. Whoever does not know another's salt cannot find one that meets it.
+uint64_t TenantOf(std::string_view cache_salt) {
+  if (cache_salt.empty()) return 0;
+  return std::stoull(Sha256Hex(cache_salt).substr(0, 16), nullptr, 16);
 }
 
 const char* PromptParameter(const GenerationRequest& request) {
@@ -199,6 +206,7 @@ absl::StatusOr<std::unique_ptr<TextStream>> Admission::Generate(GenerationReques
   Request out;
   out.prompt = std::move(prompt);
   out.domain = domain;
+  out.tenant = TenantOf(request.cache_salt);
   out.max_new_tokens = static_cast<int>(request.max_tokens.value_or(rest));
   out.sampling = {.temperature = static_cast<float>(request.temperature.value_or(defaults.temperature)),
                   .top_k = static_cast<int>(request.top_k.value_or(defaults.top_k)),
@@ -234,6 +242,7 @@ absl::StatusOr<Admission::Scoring> Admission::Score(ScoringRequest request) cons
   Request out;
   out.prompt = scoring.token_ids;
   out.domain = domain;
+  out.tenant = TenantOf(request.cache_salt);
   out.score_prompt = true;
   out.top_logprobs = 0;
   out.deadline = std::min(request.deadline, absl::Now() + options_.request_timeout);

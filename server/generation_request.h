@@ -32,6 +32,7 @@ struct GenerationRequest {
   std::vector<int32_t> stop_token_ids = {};
   bool ignore_eos = false;
   std::optional<int64_t> logprobs = {};  // alternatives per token
+  std::string cache_salt = {};           // whose requests share the prefix cache; empty: all that have none
   absl::Time deadline = absl::InfiniteFuture();
 };
 
@@ -39,6 +40,7 @@ struct ScoringRequest {
   std::string model = {};
   std::vector<DomainWish> domain_wishes = {};
   std::variant<std::string, std::vector<int32_t>> prompt = {};
+  std::string cache_salt = {};  // as above
   absl::Time deadline = absl::InfiniteFuture();
 };
 

@@ -58,6 +58,7 @@ absl::StatusOr<GenerationRequest> FromProto(const v1::GenerateRequest& request,
   out.stop.assign(request.stop().begin(), request.stop().end());
   out.ignore_eos = request.ignore_eos();
   if (request.has_logprobs()) out.logprobs = request.logprobs();
+  out.cache_salt = request.cache_salt();
   out.deadline = Deadline(ctx);
   return out;
 }
@@ -76,6 +77,7 @@ absl::StatusOr<ScoringRequest> FromProto(const v1::ScoreRequest& request, const 
     case v1::ScoreRequest::PROMPT_NOT_SET:
       return InvalidParameter("prompt", "the request has no prompt");
   }
+  out.cache_salt = request.cache_salt();
   out.deadline = Deadline(ctx);
   return out;
 }

@@ -4,14 +4,17 @@
 #include <spdlog/spdlog.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "engine/model/domain_generations.h"
 #include "server/options.h"
 #include "server/sampling_defaults.h"
 #include "server/server.h"
@@ -50,7 +53,25 @@ absl::StatusOr<ServedModel> Load(ServeOptions options) {
                options.model_name, absl::ToDoubleSeconds(absl::Now() - start), (*engine)->spec().domains.size(),
                (*engine)->Stats().weight_bytes >> 20, (*engine)->spec().max_position_embeddings,
                made.tier ? kernels::TierName(*made.tier) : "unknown", made.num_threads);
+  for (const DomainGeneration& generation : (*engine)->generations()) {
+    spdlog::info("domain '{}': {}", generation.domain, ToString(generation));
+  }
   return ServedModel{.engine = *std::move(engine), .name = options.model_name, .sampling_defaults = *defaults};
+}
+
+// What is served, and what of it the directory has no longer or has anew.
+void ReportGenerations(const std::filesystem::path& directory, const std::vector<DomainGeneration>& served) {
+  for (const DomainGeneration& generation : served) {
+    spdlog::info("serving domain '{}': {}", generation.domain, ToString(generation));
+  }
+  const absl::StatusOr<std::vector<DomainGeneration>> on_disk = ReadDomainGenerations(directory);
+  if (!on_disk.ok()) {
+    spdlog::warn("what is on the disk can't be read: {}", std::string(on_disk.status().message()));
+    return;
+  }
+  const std::vector<std::string> different = DifferentGenerations(served, *on_disk);
+  for (const std::string& line : different) spdlog::info(line);
+  spdlog::info(different.empty() ? "the disk has the same generations" : "a restart takes up what is on the disk");
 }
 
 absl::Status WritePortFile(const std::string& path, const std::string& addresses) {
@@ -67,6 +88,9 @@ int Serve(const ServeOptions& options, ShutdownSignals& signals) {
   spdlog::info("loading {}", options.engine.model_directory.string());
   absl::StatusOr<ServedModel> model = Load(options);
   if (!model.ok()) return Fail(model.status());
+  signals.OnHangup([directory = options.engine.model_directory, served = model->engine->generations()] {
+    ReportGenerations(directory, served);
+  });
   (*server)->Open(*std::move(model));
 
   const std::string addresses = absl::StrCat("http=", Address(options.server.http.host, (*server)->http_port()),

@@ -288,6 +288,7 @@ absl::StatusOr<OpenAiCall> ParseOpenAiCall(OpenAiKind kind, std::string_view bod
   ReadLogitBias(reader, request);
   ReadStop(reader, request);
   request.ignore_eos = reader.Bool("ignore_eos");
+  request.cache_salt = reader.String("cache_salt");
   ReadLogprobs(kind, reader, request);
   call.stream = reader.Bool("stream");
   call.return_token_ids = reader.Bool("return_token_ids");

@@ -17,6 +17,7 @@ constexpr char kFooter[] =
     "Once ready, one line is printed on standard output:\n"
     "  moe-serve: ready http=127.0.0.1:8080 grpc=127.0.0.1:8081\n"
     "SIGTERM or SIGINT: requests that are running are finished, new ones refused; a second signal ends at once.\n"
+    "SIGHUP: the log says which generation of each domain is served, and what of it lies on the disk by now.\n"
     "Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
 // The directory's name, or the file's without ".gguf".
@@ -108,7 +109,8 @@ std::optional<int> ParseOptions(int argc, char** argv, ServeOptions& options) {
   compute
       .add_option(
           "--itl-target-ms", itl_target_ms,
-          "Inter-token latency that prompts may not push a step beyond, as far as they get a third of it; 0: no bound")
+          "Inter-token latency that prompts may not push a step beyond, unless there are too many requests for it; 0: no "
+          "bound")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
   compute

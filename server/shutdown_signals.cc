@@ -3,6 +3,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <utility>
+
 namespace scion {
 namespace {
 
@@ -14,6 +16,7 @@ sigset_t Signals() {
   sigemptyset(&set);
   sigaddset(&set, SIGTERM);
   sigaddset(&set, SIGINT);
+  sigaddset(&set, SIGHUP);
   sigaddset(&set, kQuitSignal);
   return set;
 }
@@ -38,12 +41,22 @@ int ShutdownSignals::WaitForFirst() {
   return *first_;
 }
 
+void ShutdownSignals::OnHangup(std::function<void()> report) {
+  std::lock_guard lock(report_mutex_);
+  report_ = std::move(report);
+}
+
 void ShutdownSignals::Loop() {
   const sigset_t set = Signals();
   for (;;) {
     int signal = 0;
     if (sigwait(&set, &signal) != 0) continue;
     if (signal == kQuitSignal) return;
+    if (signal == SIGHUP) {
+      std::lock_guard lock(report_mutex_);
+      if (report_) report_();
+      continue;
+    }
     std::lock_guard lock(mutex_);
     if (!is_waiting_) _exit(0);
     if (first_) _exit(1);

@@ -1,7 +1,9 @@
-// SIGTERM and SIGINT: the first asks for a drain, the next ends the process at once.
+// SIGTERM and SIGINT: the first asks for a drain, the next ends the process at once. SIGHUP asks for a report, and is
+// ignored while nobody has said what to report.
 #pragma once
 
 #include <condition_variable>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <thread>
@@ -10,7 +12,7 @@ namespace scion {
 
 class ShutdownSignals {
  public:
-  // Blocks both signals in this thread and in those it will start, and waits for them in one of its own.
+  // Blocks these signals in this thread and in those it will start, and waits for them in one of its own.
   ShutdownSignals();
   ~ShutdownSignals();
 
@@ -18,9 +20,15 @@ class ShutdownSignals {
   // there was nothing to drain.
   int WaitForFirst();
 
+  // Calls `report` on the thread that waits for signals, one call after another, whenever SIGHUP comes. Nothing: no
+  // more; on return none is running.
+  void OnHangup(std::function<void()> report);
+
  private:
   void Loop();
 
+  std::mutex report_mutex_;
+  std::function<void()> report_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::optional<int> first_;

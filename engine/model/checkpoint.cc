@@ -20,27 +20,38 @@ namespace scion {
 static_assert(std::endian::native == std::endian::little, "tensor data is little-endian and read as it is");
 
 absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::filesystem::path& path) {
-  auto checkpoint = std::make_unique<Checkpoint>();
-  checkpoint->directory_ = path;
   std::error_code error;
   if (std::filesystem::is_regular_file(path, error)) {
+    auto checkpoint = std::make_unique<Checkpoint>();
+    checkpoint->directory_ = path;
     SCION_ASSIGN_OR_RETURN(ReadOnlyFile file, ReadOnlyFile::Open(path));
     SCION_ASSIGN_OR_RETURN(checkpoint->is_gguf_, HasGgufMagic(file));
     if (!checkpoint->is_gguf_) {
       return absl::InvalidArgumentError(absl::StrCat("open: ", path.string(), ": not a directory, nor a GGUF file"));
     }
     SCION_RETURN_IF_ERROR(checkpoint->OpenGguf(std::move(file)));
-  } else {
-    SCION_ASSIGN_OR_RETURN(const std::filesystem::path root, ResolveDirectory(path));
-    SCION_RETURN_IF_ERROR(checkpoint->OpenDirectory(root));
+    SCION_RETURN_IF_ERROR(CheckTensors(*checkpoint));
+    return checkpoint;
   }
-  SCION_RETURN_IF_ERROR(CheckTensors(*checkpoint));
-  return checkpoint;
+  SCION_ASSIGN_OR_RETURN(const std::filesystem::path root, ResolveDirectory(path));
+  for (int attempt = 1;; ++attempt) {
+    auto checkpoint = std::make_unique<Checkpoint>();
+    checkpoint->directory_ = path;
+    absl::Status status = checkpoint->OpenDirectory(root);
+    if (status.ok()) status = CheckTensors(*checkpoint);
+    if (status.ok()) return checkpoint;
+    // A writer may have removed a file that the lock named when it was read.
+    constexpr int kMaxAttempts = 16;
+    if (attempt == kMaxAttempts || checkpoint->lock() == nullptr || !LockHasChanged(root, *checkpoint->lock())) {
+      return status;
+    }
+  }
 }
 
 absl::Status Checkpoint::OpenDirectory(const std::filesystem::path& root) {
   SCION_ASSIGN_OR_RETURN(ModelFiles model_files, FindModelFiles(root));
   spec_ = std::move(model_files.spec);
+  config_ = std::move(model_files.config);
   lock_ = std::move(model_files.lock);
   for (DataFileName& name : model_files.data) {
     SCION_ASSIGN_OR_RETURN(ReadOnlyFile file, OpenInside(root, name.path));

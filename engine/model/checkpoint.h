@@ -41,11 +41,13 @@ class Checkpoint {
   // entry of the route tables is read and checked against the group's number of experts. Tensors that the spec does not
   // ask for are ignored in the trunk and refused in a domain, and in a Qwen3-MoE or Mixtral directory. A GGUF file, or
   // a link to one: one file that belongs to the trunk, whose metadata are spec and vocabulary; tensors have the names
-  // of a directory's, a gate-routed expert is one by itself; one that the spec does not ask for is refused. Needs no
-  // more memory than the files' size plus 128 MiB, whatever they claim. NotFound: no such directory or file.
-  // PermissionDenied: a file that may not be read. InvalidArgument: a config that makes no sense, a path that leads
-  // outside, something that is neither a directory nor, in its place, a regular file. DataLoss: a damaged file.
-  // Unimplemented: a model that this build can't run. ResourceExhausted: more text or tensors than the limits allow.
+  // of a directory's, a gate-routed expert is one by itself; one that the spec does not ask for is refused. A
+  // directory that a writer changes meanwhile, or was killed at changing, opens as it was before or as it is
+  // afterwards. Needs no more memory than the files' size plus 128 MiB, whatever they claim. NotFound: no such
+  // directory or file. PermissionDenied: a file that may not be read. InvalidArgument: a config that makes no sense, a
+  // path that leads outside, something that is neither a directory nor, in its place, a regular file. DataLoss: a
+  // damaged file. Unimplemented: a model that this build can't run. ResourceExhausted: more text or tensors than the
+  // limits allow.
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::filesystem::path& path);
 
   // What was opened: a directory, or a GGUF file.
@@ -54,6 +56,8 @@ class Checkpoint {
   // The tokenizer of a GGUF file; null for a directory, and for a file without one.
   const GgufVocabulary* vocabulary() const { return vocabulary_.has_value() ? &*vocabulary_ : nullptr; }
   const ModelSpec& spec() const { return spec_; }
+  // The text of config.json that the lock means; empty for a GGUF file.
+  const std::string& config() const { return config_; }
   // The lock, if the directory has one.
   const LockFile* lock() const { return lock_.has_value() ? &*lock_ : nullptr; }
   std::span<const CheckpointFile> files() const { return files_; }
@@ -88,6 +92,7 @@ class Checkpoint {
   bool is_gguf_ = false;
   std::optional<GgufVocabulary> vocabulary_;
   ModelSpec spec_;
+  std::string config_;
   std::optional<LockFile> lock_;
   std::vector<CheckpointFile> files_;
   std::vector<TensorInfo> tensors_;

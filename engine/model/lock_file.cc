@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <set>
 #include <utility>
 
 #include "engine/base/json.h"
@@ -34,6 +35,18 @@ Json ToJson(const LockFile& lock) {
     Json& entry = json["files"][path];
     entry = {{"size", file.size}, {"sha256", file.sha256}};
     if (file.is_data) entry["tensors"] = file.tensors;
+  }
+  for (const auto& [name, generations] : lock.earlier) {
+    for (const LockFile::Generation& g : generations) {
+      json["earlier"][name].push_back({{"file", g.file},
+                                       {"generation", g.generation},
+                                       {"num_experts", g.num_experts},
+                                       {"size", g.size},
+                                       {"sha256", g.sha256}});
+      if (g.quantization.has_value()) {
+        json["earlier"][name].back()["quantization_config"] = QuantizationJson(*g.quantization);
+      }
+    }
   }
   for (const LockFile::LineageEntry& entry : lock.lineage) {
     json["lineage"].push_back({{"verb", entry.verb},
@@ -91,6 +104,55 @@ absl::StatusOr<LockFile::File> ParseFile(const Json& json) {
   return file;
 }
 
+absl::StatusOr<LockFile::Generation> ParseGeneration(const Json& json) {
+  if (!json.is_object()) return absl::InvalidArgumentError("must be an object");
+  SCION_RETURN_IF_ERROR(
+      RefuseUnknownKeys(json, {"file", "generation", "num_experts", "size", "sha256", "quantization_config"}));
+  LockFile::Generation result;
+  SCION_ASSIGN_OR_RETURN(result.file, GetString(json, "file"));
+  if (!IsSafeRelativePath(result.file)) {
+    return absl::InvalidArgumentError(absl::StrCat(Quoted(result.file), " is not a path inside the directory"));
+  }
+  SCION_ASSIGN_OR_RETURN(const int64_t generation, GetInt(json, "generation", 1, kMaxInt));
+  result.generation = static_cast<uint64_t>(generation);
+  SCION_ASSIGN_OR_RETURN(const int64_t num_experts, GetInt(json, "num_experts", 1, kMaxExpertsPerDomain));
+  result.num_experts = static_cast<int>(num_experts);
+  SCION_ASSIGN_OR_RETURN(const int64_t size, GetInt(json, "size", 0, kMaxInt));
+  result.size = static_cast<uint64_t>(size);
+  SCION_ASSIGN_OR_RETURN(result.sha256, GetSha256(json, "sha256"));
+  if (const Json* quantization = FindMember(json, "quantization_config"); quantization != nullptr) {
+    SCION_ASSIGN_OR_RETURN(result.quantization, ParseQuantization(*quantization));
+  }
+  return result;
+}
+
+// files: what the lock's other members name.
+absl::Status ParseEarlier(const Json& json, std::set<std::string> files, LockFile& lock) {
+  if (FindMember(json, "earlier") == nullptr) return absl::OkStatus();
+  SCION_ASSIGN_OR_RETURN(const Json* earlier, GetObject(json, "earlier"));
+  for (const auto& [name, list] : earlier->items()) {
+    const std::string where = absl::StrCat("earlier: ", Quoted(name));
+    if (!IsValidDomainName(name)) return absl::InvalidArgumentError(absl::StrCat(where, " is not a domain's name"));
+    if (!list.is_array() || list.empty()) return absl::InvalidArgumentError(absl::StrCat(where, " must be a list"));
+    std::vector<LockFile::Generation>& generations = lock.earlier[name];
+    for (const Json& entry : list) {
+      absl::StatusOr<LockFile::Generation> generation = ParseGeneration(entry);
+      if (!generation.ok()) return Annotate(generation.status(), where);
+      const auto current = lock.domains.find(name);
+      if ((current != lock.domains.end() && current->second.generation == generation->generation) ||
+          (!generations.empty() && generations.back().generation >= generation->generation)) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(where, ": generation ", generation->generation, " comes twice or not in order"));
+      }
+      if (!files.insert(generation->file).second) {
+        return absl::InvalidArgumentError(absl::StrCat(where, ": ", Quoted(generation->file), " comes twice"));
+      }
+      generations.push_back(*std::move(generation));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<LockFile::LineageEntry> ParseLineageEntry(const Json& json) {
   if (!json.is_object()) return absl::InvalidArgumentError("must be an object");
   SCION_RETURN_IF_ERROR(
@@ -137,6 +199,9 @@ absl::StatusOr<LockFile> ParseMembers(const Json& json) {
     }
     lock.domains.emplace(name, *std::move(domain));
   }
+  std::set<std::string> paths;
+  for (const auto& [path, file] : lock.files) paths.insert(path);
+  SCION_RETURN_IF_ERROR(ParseEarlier(json, std::move(paths), lock));
   SCION_ASSIGN_OR_RETURN(const Json* lineage, GetArray(json, "lineage"));
   for (const Json& item : *lineage) {
     absl::StatusOr<LockFile::LineageEntry> entry = ParseLineageEntry(item);
@@ -162,7 +227,7 @@ absl::StatusOr<LockFile> ParseLockFile(std::string_view text) {
     }
     return Damaged(format.status(), "");
   }
-  absl::Status unknown = RefuseUnknownKeys(json, {"format", "domains", "files", "lineage", "lock_sha256"});
+  absl::Status unknown = RefuseUnknownKeys(json, {"format", "domains", "files", "earlier", "lineage", "lock_sha256"});
   if (!unknown.ok()) return Damaged(unknown, "");
   absl::StatusOr<std::string> claimed = GetSha256(json, "lock_sha256");
   if (!claimed.ok()) return Damaged(claimed.status(), "");

@@ -3,29 +3,36 @@
 //
 //   {
 //    "format": 1,
-//    "domains": {"cpp": {"file": "domains/cpp.safetensors", "generation": 1}},
+//    "domains": {"cpp": {"file": "domains/cpp.g2.safetensors", "generation": 2}},
 //    "files": {
 //     "config.json": {"size": 870, "sha256": "..."},
 //     "trunk.safetensors": {"size": 6105328, "sha256": "...", "tensors": {"model.norm.weight": "...", ...}}, ...
 //    },
+//    "earlier": {"cpp": [{"file": "domains/cpp.safetensors", "generation": 1, "num_experts": 4, "size": 7104512,
+//                         "sha256": "...", "quantization_config": {...}}]},
 //    "lineage": [{"verb": "slice", "time": "2026-11-23T21:00:00Z", "version": "0.1.0", "source": "demo",
 //                 "source_lock_sha256": "...", "domains": ["cpp"]}],
 //    "lock_sha256": "..."
 //   }
 //
 // Paths are relative, with '/', and lead nowhere outside. A file with "tensors" is a data file; the data files that no
-// domain names are the trunk's. The other files (config, tokenizer, index) have size and sha256 only. lineage is in
-// order of time, oldest first. lock_sha256 is the sha256 of the lock's own text without the lock_sha256 member:
-// the text is canonical (keys sorted, one space of indentation, a newline at the end), so one flipped byte is found.
+// domain names are the trunk's. The other files (config, tokenizer, index) have size and sha256 only. "earlier", absent
+// if empty, has the other generations of domains that are still on the disk, by which a graft or a drop can be taken
+// back: files that no reader opens, what config.json has to say of them, and the block types of their tensors where
+// they are quantised (quantization_spec.h). lineage is in order of time, oldest first. lock_sha256 is the sha256 of the
+// lock's own text without the lock_sha256 member: the text is canonical (keys sorted, one space of indentation, a
+// newline at the end), so one flipped byte is found.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/model/quantization_spec.h"
 
 namespace scion {
 
@@ -43,6 +50,15 @@ struct LockFile {
     bool is_data = false;
     std::map<std::string, std::string> tensors;  // name -> sha256 of the data; empty unless is_data
   };
+  // Of a domain, on the disk but not in use.
+  struct Generation {
+    std::string file;
+    uint64_t generation = 1;
+    int num_experts = 0;
+    uint64_t size = 0;
+    std::string sha256;
+    std::optional<QuantizationSpec> quantization;
+  };
   struct LineageEntry {
     std::string verb;                // "create", "slice", "graft", ...
     std::string time;                // RFC 3339, UTC
@@ -53,7 +69,8 @@ struct LockFile {
   };
 
   std::map<std::string, Domain> domains;
-  std::map<std::string, File> files;  // by path
+  std::map<std::string, File> files;                       // by path
+  std::map<std::string, std::vector<Generation>> earlier;  // by domain, by generation; no list is empty
   std::vector<LineageEntry> lineage;
 };
 

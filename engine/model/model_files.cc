@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "engine/base/json.h"
+#include "engine/base/sha256.h"
 #include "engine/base/status.h"
 #include "engine/model/safetensors.h"
 
@@ -63,6 +64,37 @@ std::optional<DomainPath> ParseDomainPath(std::string_view path) {
   }
   if (!IsValidDomainName(result.domain)) return std::nullopt;
   return result;
+}
+
+// The lock, if there is one, and the config.json that belongs to it.
+absl::Status ReadLockAndConfig(const fs::path& root, ModelFiles& files) {
+  constexpr int kMaxAttempts = 16;
+  std::string lock_text, config;
+  for (int attempt = 0; attempt < kMaxAttempts; ++attempt) {
+    std::string new_lock_text;
+    files.lock.reset();
+    if (Exists(root, kLockFileName)) {
+      SCION_ASSIGN_OR_RETURN(new_lock_text, ReadText(root, kLockFileName, kMaxLockFileBytes));
+      SCION_ASSIGN_OR_RETURN(files.lock, ParseLockFile(new_lock_text));
+    }
+    SCION_ASSIGN_OR_RETURN(files.config, ReadText(root, "config.json", kMaxConfigBytes));
+    if (!files.lock.has_value()) return absl::OkStatus();
+    const auto entry = files.lock->files.find("config.json");
+    if (entry == files.lock->files.end()) return absl::OkStatus();
+    const std::string& sha256 = entry->second.sha256;
+    if (Sha256Hex(files.config) == sha256) return absl::OkStatus();
+    const absl::StatusOr<std::string> kept =
+        ReadText(root, absl::StrCat(ToAbsl(kTransactionDirectoryName), "/", sha256), kMaxConfigBytes);
+    if (kept.ok() && Sha256Hex(*kept) == sha256) {
+      files.config = *kept;
+      return absl::OkStatus();
+    }
+    // Nothing has moved since the attempt before: no writer is at work, a hand has edited config.json.
+    if (attempt > 0 && new_lock_text == lock_text && files.config == config) return absl::OkStatus();
+    lock_text = std::move(new_lock_text);
+    config = files.config;
+  }
+  return absl::UnavailableError("the directory changes again and again while it is read");
 }
 
 absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const fs::path& root) {
@@ -206,16 +238,14 @@ absl::StatusOr<ReadOnlyFile> OpenInside(const fs::path& root, std::string_view r
 
 absl::StatusOr<ModelFiles> FindModelFiles(const fs::path& root) {
   ModelFiles files;
-  SCION_ASSIGN_OR_RETURN(const std::string config, ReadText(root, "config.json", kMaxConfigBytes));
+  SCION_RETURN_IF_ERROR(ReadLockAndConfig(root, files));
   std::string generation_config;
   if (Exists(root, "generation_config.json")) {
     SCION_ASSIGN_OR_RETURN(generation_config, ReadText(root, "generation_config.json", kMaxConfigBytes));
   }
-  SCION_ASSIGN_OR_RETURN(files.spec, ParseModelSpec(config, generation_config));
+  SCION_ASSIGN_OR_RETURN(files.spec, ParseModelSpec(files.config, generation_config));
 
-  if (Exists(root, kLockFileName)) {
-    SCION_ASSIGN_OR_RETURN(const std::string text, ReadText(root, kLockFileName, kMaxLockFileBytes));
-    SCION_ASSIGN_OR_RETURN(files.lock, ParseLockFile(text));
+  if (files.lock.has_value()) {
     SCION_ASSIGN_OR_RETURN(files.data, FilesOfLock(*files.lock, files.spec));
   } else if (Exists(root, kIndexFileName)) {
     SCION_ASSIGN_OR_RETURN(files.weight_map, ReadIndex(root));
@@ -226,6 +256,13 @@ absl::StatusOr<ModelFiles> FindModelFiles(const fs::path& root) {
     SCION_ASSIGN_OR_RETURN(files.data, FilesOfDirectory(root, files.spec));
   }
   return files;
+}
+
+bool LockHasChanged(const fs::path& root, const LockFile& lock) {
+  const absl::StatusOr<std::string> text = ReadText(root, kLockFileName, kMaxLockFileBytes);
+  if (!text.ok()) return false;
+  const absl::StatusOr<LockFile> now = ParseLockFile(*text);
+  return now.ok() && LockSha256(*now) != LockSha256(lock);
 }
 
 }  // namespace scion

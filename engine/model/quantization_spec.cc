@@ -44,6 +44,12 @@ absl::StatusOr<QuantizationSpec> ParseQuantization(const Json& value) {
   return spec;
 }
 
+Json QuantizationJson(const QuantizationSpec& spec) {
+  Json json = {{"quant_method", "ggml"}, {"type", DTypeName(spec.type)}};
+  for (const auto& [name, type] : spec.tensors) json["tensors"][name] = DTypeName(type);
+  return json;
+}
+
 absl::Status SetBlockTypes(const QuantizationSpec& spec, std::string_view file_name, std::span<TensorInfo> tensors) {
   for (TensorInfo& tensor : tensors) {
     const auto named = spec.tensors.find(tensor.name);

@@ -35,6 +35,9 @@ struct QuantizationSpec {
 // of quantisation, or a type that this engine lacks; both are named.
 absl::StatusOr<QuantizationSpec> ParseQuantization(const Json& value);
 
+// The member that ParseQuantization reads; without "tensors" if it would be empty.
+Json QuantizationJson(const QuantizationSpec& spec);
+
 // Gives the blocks among a file's tensors their type, and their shape in weights instead of bytes. DataLoss, naming
 // file and tensor: a tensor that "tensors" names is no U8 matrix, or a row is no whole number of blocks.
 absl::Status SetBlockTypes(const QuantizationSpec& spec, std::string_view file_name, std::span<TensorInfo> tensors);

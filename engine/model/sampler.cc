@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <numeric>
 
 namespace scion {
 namespace {
@@ -12,6 +14,16 @@ uint64_t Mix(uint64_t z) {
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);
 }
+
+// Whether a comes before b: by logit, of equals the lower id.
+struct Better {
+  std::span<const float> logits;
+  bool operator()(int32_t a, int32_t b) const {
+    const float x = logits[static_cast<size_t>(a)];
+    const float y = logits[static_cast<size_t>(b)];
+    return x != y ? x > y : a < b;
+  }
+};
 
 }  // namespace
 
@@ -60,46 +72,69 @@ int32_t Sampler::Choose(std::span<const float> logits, const SamplerParams& para
 }
 
 int32_t Sampler::SampleFromSorted(std::span<const float> logits, const SamplerParams& params, float u) {
+  const int taken = params.top_k > 0 ? TakeTopK(logits, params) : TakeTopP(logits, params);
+  double sum = 0;
+  for (int i = 0; i < taken; ++i) sum += weights_[static_cast<size_t>(i)];
+  double left = static_cast<double>(u) * sum;
+  for (int i = 0; i < taken; ++i) {
+    left -= weights_[static_cast<size_t>(i)];
+    if (left < 0) return candidates_[static_cast<size_t>(i)];
+  }
+  return candidates_[0];
+}
+
+int Sampler::TakeTopK(std::span<const float> logits, const SamplerParams& params) {
+  const Better better{logits};
+  const size_t k = std::min(static_cast<size_t>(params.top_k), logits.size());
+  // The best so far, as a heap with the worst of them on top, which hardly any of the others passes.
+  const auto end = candidates_.begin() + static_cast<ptrdiff_t>(k);
+  std::iota(candidates_.begin(), end, 0);
+  std::make_heap(candidates_.begin(), end, better);
+  float worst = logits[static_cast<size_t>(candidates_[0])];
+  for (size_t i = k; i < logits.size(); ++i) {
+    if (!(logits[i] > worst)) continue;  // an equal one has the lower id, and stays
+    std::pop_heap(candidates_.begin(), end, better);
+    candidates_[k - 1] = static_cast<int32_t>(i);
+    std::push_heap(candidates_.begin(), end, better);
+    worst = logits[static_cast<size_t>(candidates_[0])];
+  }
+  std::sort_heap(candidates_.begin(), end, better);
+  const float max = logits[static_cast<size_t>(candidates_[0])];
+  double mass = 0;
+  for (size_t i = 0; i < k; ++i) {
+    weights_[i] = std::exp((logits[static_cast<size_t>(candidates_[i])] - max) / params.temperature);
+    mass += weights_[i];
+  }
+  if (params.top_p >= 1) return static_cast<int>(k);
+  // A share of the mass that top_k left.
+  const double enough = static_cast<double>(params.top_p) * mass;
+  size_t kept = 0;
+  double sum = 0;
+  do {
+    sum += weights_[kept++];
+  } while (kept < k && sum < enough);
+  return static_cast<int>(kept);
+}
+
+int Sampler::TakeTopP(std::span<const float> logits, const SamplerParams& params) {
+  // How many it will be is not known: a heap of all, the best on top.
   const size_t vocab = logits.size();
-  const auto worse = [&](int32_t a, int32_t b) {
-    const float x = logits[static_cast<size_t>(a)];
-    const float y = logits[static_cast<size_t>(b)];
-    return x != y ? x < y : a > b;
-  };
-  for (size_t i = 0; i < vocab; ++i) candidates_[i] = static_cast<int32_t>(i);
+  const auto worse = [better = Better{logits}](int32_t a, int32_t b) { return better(b, a); };
+  std::iota(candidates_.begin(), candidates_.end(), 0);
   std::make_heap(candidates_.begin(), candidates_.end(), worse);
   const float max = logits[static_cast<size_t>(candidates_[0])];
-
-  size_t count = params.top_k > 0 ? std::min(vocab, static_cast<size_t>(params.top_k)) : vocab;
-  // top_p is a share of the mass that top_k left: with top_k that mass is known only at the end, without it beforehand.
   double mass = 0;
-  if (params.top_k <= 0) {
-    for (size_t i = 0; i < vocab; ++i) mass += std::exp((logits[i] - max) / params.temperature);
-  }
+  for (size_t i = 0; i < vocab; ++i) mass += std::exp((logits[i] - max) / params.temperature);
   double sum = 0;
   size_t taken = 0;
-  while (taken < count) {
-    std::pop_heap(candidates_.begin(), candidates_.end() - static_cast<ptrdiff_t>(taken), worse);
-    const float logit = logits[static_cast<size_t>(candidates_[vocab - 1 - taken])];
-    weights_[taken] = std::exp((logit - max) / params.temperature);
+  do {
+    const auto end = candidates_.end() - static_cast<ptrdiff_t>(taken);
+    std::pop_heap(candidates_.begin(), end, worse);
+    weights_[taken] = std::exp((logits[static_cast<size_t>(*std::prev(end))] - max) / params.temperature);
     sum += weights_[taken++];
-    if (params.top_k <= 0 && sum >= static_cast<double>(params.top_p) * mass) break;
-  }
-  if (params.top_k > 0 && params.top_p < 1) {
-    const double enough = static_cast<double>(params.top_p) * sum;
-    size_t kept = 0;
-    sum = 0;
-    do {
-      sum += weights_[kept++];
-    } while (kept < taken && sum < enough);
-    taken = kept;
-  }
-  double left = static_cast<double>(u) * sum;
-  for (size_t i = 0; i < taken; ++i) {
-    left -= weights_[i];
-    if (left < 0) return candidates_[vocab - 1 - i];
-  }
-  return candidates_[vocab - 1];
+  } while (taken < vocab && sum < static_cast<double>(params.top_p) * mass);
+  std::reverse(candidates_.begin(), candidates_.end());
+  return static_cast<int>(taken);
 }
 
 float LogprobOf(const kernels::KernelTable& kernels, std::span<const float> logits, int32_t token_id) {

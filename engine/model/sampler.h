@@ -37,8 +37,11 @@ class Sampler {
 
  private:
   int32_t Choose(std::span<const float> logits, const SamplerParams& params, int position);
-  // Ids of the candidates, best first, lower ids first among equals; a heap until they are taken.
   int32_t SampleFromSorted(std::span<const float> logits, const SamplerParams& params, float u);
+  // Put the candidates first into candidates_, best first, lower ids first among equals, and what they weigh into
+  // weights_. Return how many there are.
+  int TakeTopK(std::span<const float> logits, const SamplerParams& params);  // of which top_p may leave fewer
+  int TakeTopP(std::span<const float> logits, const SamplerParams& params);
 
   const kernels::KernelTable& kernels_;
   std::vector<int32_t> candidates_;

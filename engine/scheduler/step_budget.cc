@@ -9,9 +9,12 @@ namespace scion {
 namespace {
 
 // A step's time varies from one to the next, and a token is on its way for a while after its step.
-constexpr double kShareOfTarget = 0.85;
-// So many times as long as its decodes alone may take a step at least.
-constexpr double kLeastPromptTime = 1.5;
+constexpr double kShareOfTarget = 0.9;
+// So many times as long as decodes alone may take a step at least: with less, 128 tokens of prompt for 64 of answer
+// come in no faster than their answers end, and the queue only grows.
+constexpr double kLeastTimeOverDecodes = 1.75;
+// So many targets at most, on account of sequences that do not decode yet.
+constexpr double kMostTargets = 2;
 constexpr double kNewest = 0.3;  // weight of the newest measurement
 // A measurement counts as at most so many times what was expected: one hiccup is no rule.
 constexpr double kMostSurprise = 1.5;
@@ -58,9 +61,11 @@ double StepBudget::LeastSecondsOf(int rows) const {
   return least;
 }
 
-int StepBudget::Rows(int decode_rows) const {
+int StepBudget::Rows(int decode_rows, int sequences) const {
   if (std::isinf(points_.front().seconds)) return max_rows_;
-  const double seconds = std::max(target_seconds_, kLeastPromptTime * LeastSecondsOf(decode_rows));
+  const double seconds =
+      std::max({target_seconds_, kLeastTimeOverDecodes * LeastSecondsOf(decode_rows),
+                std::min(kMostTargets * target_seconds_, kLeastTimeOverDecodes * LeastSecondsOf(sequences))});
   const auto above =
       std::find_if(points_.begin(), points_.end(), [seconds](const Point& p) { return p.seconds > seconds; });
   if (above == points_.end()) return max_rows_;

@@ -20,10 +20,14 @@ class StepBudget {
   StepBudget(absl::Duration target, int max_rows);
 
   void StepTook(int rows, absl::Duration time);
-  // Of a step in which `decode_rows` rows decode. Where these alone take so much of the target that prompts would
-  // hardly go on, prompts still get a third of the step's time. At least 1, at most max_rows; max_rows as long as
-  // nothing has been measured.
-  int Rows(int decode_rows) const;
+  // Of a step in which `decode_rows` rows decode, while `sequences` (those included) decode or will, once their prompts
+  // are computed. As many as end within the target; but where that would leave prompts too little, a step may take
+  // - three quarters longer than its decodes alone,
+  // - up to twice the target: three quarters longer than all the sequences' decodes together would.
+  // For a server that lets prompts trickle in order to keep a target that is too low for its load keeps everybody
+  // waiting: few decode in steps that are hardly cheaper than those of many. At least 1, at most max_rows; max_rows as
+  // long as nothing has been measured.
+  int Rows(int decode_rows, int sequences) const;
 
  private:
   struct Point {

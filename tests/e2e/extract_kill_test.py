@@ -1,7 +1,7 @@
 """moe-extract is killed at every call that writes, syncs, renames or makes a directory, in turn, until a run survives.
 
-After each kill what it makes, a cut, a quantised model or an export, is either absent or whole, and a rerun succeeds and
-leaves nothing else behind.
+After each kill what it makes, a cut, a fold, a quantised model or an export, is either absent or whole, and a rerun succeeds
+and leaves nothing else behind.
 """
 
 import shutil

@@ -65,7 +65,16 @@ class ExportStyleTest : public ExportTokenizerTest, public testing::WithParamInt
 TEST_P(ExportStyleTest, IdsStayThoseOfTheReference) {
   const std::string name = GetParam().name;
   const fs::path source = name == "demo" ? fs::path(SCION_SOURCE_DIR) / "deploy/demo" : kGolden / "tokenizer" / name;
-  Write(ReadBytes(source / "tokenizer.json"), name == "demo" ? ReadBytes(source / "tokenizer_config.json") : "",
+  Json tokenizer_json = Json::parse(ReadBytes(source / "tokenizer.json"));
+  if (name == "qwen2") {
+    // Its file has a token that is found in text that must be normalised first: GGUF knows no such thing.
+    Write(tokenizer_json.dump(), "", GetParam().vocab_size);
+    const absl::Status refused = Make(model(), gguf(), ExportFormat::kGguf).status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kUnimplemented);
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("'Vi\u1ec7t' is looked for in normalised text"));
+    for (Json& token : tokenizer_json["added_tokens"]) token["normalized"] = false;
+  }
+  Write(tokenizer_json.dump(), name == "demo" ? ReadBytes(source / "tokenizer_config.json") : "",
         GetParam().vocab_size);
   const auto made = Make(model(), gguf(), ExportFormat::kGguf);
   ASSERT_TRUE(made.ok()) << made.status();
@@ -83,6 +92,7 @@ TEST_P(ExportStyleTest, IdsStayThoseOfTheReference) {
       SCOPED_TRACE(testing::Message() << i << ": " << Json(strings[i]).dump(-1, ' ', true));
       const std::string key = std::to_string(i);
       const Json raw = expected["raw"][i];
+      if (name == "qwen2" && strings[i].find("Vie\u0323\u0302t") != std::string::npos) continue;
       EXPECT_EQ(Json(text_test::Encode(*tokenizer, strings[i])), raw);
       EXPECT_EQ(Json(text_test::Encode(*tokenizer, strings[i], kContent)), expected["content"].value(key, raw));
       if (!expected["added"].contains(key)) continue;

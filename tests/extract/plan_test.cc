@@ -11,6 +11,7 @@
 #include "engine/model/checkpoint.h"
 #include "engine/model/model.h"
 #include "extract/compare_logits.h"
+#include "extract/densify.h"
 #include "extract/quantize.h"
 #include "tests/extract/extract_fixture.h"
 
@@ -91,6 +92,26 @@ TEST_F(PlanTest, BytesOnDiskAreThoseOfTheCutThenMade) {
       EXPECT_NEAR(static_cast<double>(Find(plans, name).disk_bytes), made, 0.02 * made) << name;
       fs::remove_all(temp() / name);
     }
+  }
+}
+
+TEST_F(PlanTest, BytesOfAFoldAreThoseOfTheFoldThenMade) {
+  const CutPlans plans = Plan(Demo(), "cpp");
+  for (const int width : {1, 2, 4}) {
+    const fs::path out = temp() / std::to_string(width);
+    DensifyOptions options;
+    options.model = Demo();
+    options.domain = "cpp";
+    options.out = out;
+    options.width = width;
+    options.tier = *kernels::ChooseTier();
+    options.version = "test";
+    options.now = TestTime();
+    const auto result = Densify(options);
+    ASSERT_TRUE(result.ok()) << result.status();
+    const double made = static_cast<double>(DirectoryBytes(out));
+    EXPECT_NEAR(static_cast<double>(Find(plans, "fold, width " + std::to_string(width)).disk_bytes), made, 0.02 * made)
+        << width;
   }
 }
 

@@ -91,6 +91,7 @@ class FakeEngine final : public Engine {
 
   const ModelSpec& spec() const override { return spec_; }
   const EngineOptions& options() const override { return options_; }
+  const std::vector<DomainGeneration>& generations() const override { return generations_; }
   const Tokenizer* tokenizer() const override { return &tokenizer_; }
   absl::StatusOr<std::unique_ptr<RequestHandle>> Submit(Request request) override;
   void StartDraining() override;
@@ -105,6 +106,7 @@ class FakeEngine final : public Engine {
 
   ModelSpec spec_;
   EngineOptions options_;
+  std::vector<DomainGeneration> generations_;
   FakeTokenizer tokenizer_;
   mutable std::mutex mutex_;
   std::condition_variable wake_;

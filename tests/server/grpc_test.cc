@@ -111,6 +111,7 @@ TEST_F(GrpcTest, GenerateStreamsTextTokensAndOneFinish) {
   request_.set_max_tokens(5);
   request_.set_logprobs(1);
   request_.set_ignore_eos(true);
+  request_.set_cache_salt("a");
   request_.mutable_sampling()->set_temperature(0.25f);
   request_.mutable_sampling()->set_seed(9);
   (*request_.mutable_sampling()->mutable_logit_bias())[7] = -3;
@@ -121,6 +122,7 @@ TEST_F(GrpcTest, GenerateStreamsTextTokensAndOneFinish) {
   EXPECT_EQ(request->request().domain, 1);
   EXPECT_EQ(request->request().max_new_tokens, 5);
   EXPECT_TRUE(request->request().ignore_eos);
+  EXPECT_EQ(request->request().tenant, 0xca978112ca1bbdcau) << "the first bytes of the salt's SHA-256";
   EXPECT_EQ(request->request().sampling.temperature, 0.25f);
   EXPECT_EQ(request->request().sampling.seed, 9u);
   EXPECT_THAT(request->request().sampling.logit_bias, ElementsAre(testing::Pair(7, -3.0f)));
@@ -267,6 +269,7 @@ TEST_F(GrpcTest, ScoreGivesTheLogprobOfEveryTokenButTheFirst) {
   v1::ScoreRequest request;
   request.set_text("abc");
   request.set_domain("cpp");
+  request.set_cache_salt("a");
   v1::ScoreResponse response;
   const grpc::Status status = stub_->Score(&context_, request, &response);
   ASSERT_TRUE(status.ok()) << status.error_message();
@@ -276,6 +279,7 @@ TEST_F(GrpcTest, ScoreGivesTheLogprobOfEveryTokenButTheFirst) {
   EXPECT_EQ(response.domain(), "cpp");
   const auto submitted = server_.engine().Take();
   EXPECT_TRUE(submitted->request().score_prompt);
+  EXPECT_EQ(submitted->request().tenant, 0xca978112ca1bbdcau);
   EXPECT_EQ(submitted->request().max_new_tokens, 0);
 }
 

@@ -86,6 +86,21 @@ TEST(HttpTest, TheHeaderMayNameTheDomain) {
   }
 }
 
+// The engine keeps tenants apart; which is whose is decided by the salt alone: the first bytes of its SHA-256.
+TEST(HttpTest, TheCacheSaltIsTheTenant) {
+  TestServer server;
+  RawClient client(server.http_port());
+  client.Send(PostText(kCompletions, R"({"prompt": "hi"})"));
+  const auto without = server.engine().Take();
+  ASSERT_TRUE(without);
+  EXPECT_EQ(without->request().tenant, 0u);
+  RawClient salted(server.http_port());
+  salted.Send(PostText(kChat, R"({"messages": [{"role": "user", "content": "hi"}], "cache_salt": "a"})"));
+  const auto with = server.engine().Take();
+  ASSERT_TRUE(with);
+  EXPECT_EQ(with->request().tenant, 0xca978112ca1bbdcau);
+}
+
 TEST(HttpTest, AStreamedCompletionHasOneEndAndThenDone) {
   TestServer server;
   RawClient client(server.http_port());

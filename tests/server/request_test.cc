@@ -138,7 +138,7 @@ TEST(OpenAiRequestTest, ReadsEveryParameter) {
   const auto good = Completion(
       R"(, "model": "demo", "domain": "cpp", "max_tokens": 5, "temperature": 0.5, "top_p": 0.25, "top_k": 3, "seed": -1,
          "logit_bias": {"7": -100, "8": 1.5}, "stop": ["a", "b"], "stop_token_ids": [9], "ignore_eos": true,
-         "logprobs": 2, "stream": true, "stream_options": {"include_usage": true}, "return_token_ids": true)");
+         "logprobs": 2, "cache_salt": "s", "stream": true, "stream_options": {"include_usage": true}, "return_token_ids": true)");
   ASSERT_TRUE(good.ok()) << good.status();
   const GenerationRequest& request = good->request;
   EXPECT_EQ(request.model, "demo");
@@ -153,6 +153,7 @@ TEST(OpenAiRequestTest, ReadsEveryParameter) {
   EXPECT_THAT(request.stop_token_ids, ElementsAre(9));
   EXPECT_TRUE(request.ignore_eos);
   EXPECT_EQ(request.logprobs, 2);
+  EXPECT_EQ(request.cache_salt, "s");
   EXPECT_TRUE(good->stream && good->include_usage && good->return_token_ids);
 }
 
@@ -242,6 +243,7 @@ TEST(OpenAiRequestTest, WrongTypesNameTheirParameter) {
                                                                            {"logit_bias", R"({"1": "b"})"},
                                                                            {"model", "7"},
                                                                            {"domain", "7"},
+                                                                           {"cache_salt", "7"},
                                                                            {"ignore_eos", "1"},
                                                                            {"logprobs", "\"all\""},
                                                                            {"stream_options", "{}"}}) {

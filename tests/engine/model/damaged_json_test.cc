@@ -181,9 +181,70 @@ std::vector<Damage> Locks() {
          .mentions = {kLock},
          .with_lock = true});
   }
+  // Earlier generations that make no sense, under a checksum that is right.
+  using Generation = LockFile::Generation;
+  const Generation sound{.file = "domains/alpha.g7.safetensors",
+                         .generation = 7,
+                         .num_experts = 2,
+                         .size = 1000,
+                         .sha256 = std::string(64, 'a'),
+                         .quantization = {}};
+  const auto with = [&](const std::function<void(Generation&)>& change) {
+    Generation changed = sound;
+    change(changed);
+    return changed;
+  };
+  const auto add_earlier = [&](const std::string& name, const std::string& domain,
+                               const std::vector<Generation>& generations, const std::string& word) {
+    damages.push_back({.name = "earlier_" + name,
+                       .apply =
+                           [=](const fs::path& dir, TinyModel&) {
+                             LockFile lock = *ParseLockFile(ReadBytes(dir / kLock));
+                             lock.earlier[domain] = generations;
+                             WriteBytes(dir / kLock, SerializeLockFile(lock));
+                           },
+                       .mentions = {kLock, "earlier: '" + domain + "'", word},
+                       .with_lock = true});
+  };
+  for (const char* path : {"../alpha.safetensors", "/etc/passwd", "domains/../../x", ""}) {
+    add_earlier("path_" + std::to_string(std::string(path).size()), "alpha",
+                {with([&](Generation& g) { g.file = path; })}, "not a path inside");
+  }
+  for (const char* path : {kTrunk, kAlpha}) {
+    add_earlier(std::string("in_use_") + path[0], "alpha", {with([&](Generation& g) { g.file = path; })}, "twice");
+  }
+  add_earlier("generation_0", "alpha", {with([](Generation& g) { g.generation = 0; })}, "'generation'");
+  add_earlier("generation_in_use", "alpha", {with([](Generation& g) { g.generation = 1; })}, "generation 1");
+  add_earlier("experts", "alpha", {with([](Generation& g) { g.num_experts = 0; })}, "'num_experts'");
+  add_earlier("sha256", "alpha", {with([](Generation& g) { g.sha256 = "x"; })}, "'sha256'");
+  add_earlier("twice", "alpha", {sound, with([](Generation& g) { g.file = "domains/other.safetensors"; })}, "twice");
+  add_earlier("two_of_one_file", "alpha", {sound, with([](Generation& g) { g.generation = 8; })}, "twice");
+  add_earlier("domain", "../x", {sound}, "not a domain's name");
   return damages;
 }
 SCION_DAMAGE_CLASS(Locks, Locks());
+
+// The control, and that what is not sound in a list of them is only that.
+TEST(EarlierGenerations, OpenAndComeBackAsTheyWere) {
+  const TempDir dir;
+  WriteTinyModel(WholeModel({.with_lock = true}), dir.path());
+  LockFile lock = *ParseLockFile(ReadBytes(dir.path() / kLock));
+  const QuantizationSpec blocks{.type = DType::kQ8_0, .tensors = {{"a", DType::kQ4_0}}};
+  lock.earlier["alpha"] = {{"domains/alpha.g7.safetensors", 7, 2, 1000, std::string(64, 'a'), {}},
+                           {"domains/alpha.g9.safetensors", 9, 3, 1001, std::string(64, 'b'), blocks}};
+  lock.earlier["gone"] = {{"domains/gone.safetensors", 1, 1, 10, std::string(64, 'c'), {}}};
+  WriteBytes(dir.path() / kLock, SerializeLockFile(lock));
+  const auto opened = Checkpoint::Open(dir.path());
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  const auto& earlier = (*opened)->lock()->earlier;
+  ASSERT_EQ(earlier.size(), 2u);
+  ASSERT_EQ(earlier.at("alpha").size(), 2u);
+  EXPECT_EQ(earlier.at("alpha")[1].file, "domains/alpha.g9.safetensors");
+  EXPECT_EQ(earlier.at("alpha")[1].num_experts, 3);
+  EXPECT_EQ(earlier.at("alpha")[1].quantization->tensors, blocks.tensors);
+  EXPECT_EQ((*opened)->files().size(), 3u);  // none of them is opened
+  EXPECT_EQ(SerializeLockFile(*(*opened)->lock()), ReadBytes(dir.path() / kLock));
+}
 
 }  // namespace
 }  // namespace scion::test

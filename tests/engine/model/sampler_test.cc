@@ -74,6 +74,42 @@ TEST_P(SamplerTest, TopPKeepsTheFewestThatReachTheMass) {
   EXPECT_NEAR(Shares(kLogits, {.temperature = 1, .top_p = 1e-6f})[1], 1, 1e-9);
 }
 
+// What a sort of the whole vocabulary would choose, on logits of which many are equal.
+TEST_P(SamplerTest, EveryDrawIsThatOfAFullSort) {
+  std::mt19937 random(5);
+  std::vector<float> logits(500);
+  Sampler sampler(kernels(), 500);
+  int position = 0;
+  for (int top_k : {0, 1, 2, 40, 499, 500, 10000}) {
+    for (float top_p : {1.0f, 0.9f, 0.3f}) {
+      if ((top_k == 0 || top_k >= 500) && top_p == 1) continue;  // all: drawn in order of ids
+      for (int draw = 0; draw < 50; ++draw) {
+        for (float& l : logits) l = static_cast<float>(random() % 40) / 8.0f;
+        std::vector<int32_t> ids(logits.size());
+        std::iota(ids.begin(), ids.end(), 0);
+        std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) {
+          return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
+        });
+        if (top_k > 0 && top_k < 500) ids.resize(static_cast<size_t>(top_k));
+        std::vector<double> weights;
+        for (int32_t id : ids)
+          weights.push_back(std::exp((logits[static_cast<size_t>(id)] - logits[static_cast<size_t>(ids[0])]) / 0.7));
+        const double all = std::accumulate(weights.begin(), weights.end(), 0.0);
+        double kept = 0;
+        size_t num_kept = 0;
+        while (num_kept < ids.size() && kept < static_cast<double>(top_p) * all * (1 - 1e-9))
+          kept += weights[num_kept++];
+        double left = static_cast<double>(UniformAt(8, static_cast<uint64_t>(++position))) * kept;
+        size_t expected = 0;
+        while (expected + 1 < num_kept && left >= weights[expected]) left -= weights[expected++];
+        EXPECT_EQ(sampler.Sample(logits, {.temperature = 0.7f, .top_k = top_k, .top_p = top_p, .seed = 8}, position),
+                  ids[expected])
+            << "top_k " << top_k << ", top_p " << top_p;
+      }
+    }
+  }
+}
+
 TEST_P(SamplerTest, AChoiceIsAFunctionOfSeedAndPosition) {
   std::mt19937 random(3);
   std::vector<float> logits(1000);
