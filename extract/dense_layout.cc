@@ -2,13 +2,22 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "engine/base/status.h"
 
 namespace scion {
 namespace {
 
-constexpr int kChannelBlock = 32;  // so that rows are whole blocks of quantised weights if they were before
+// hidden_size with so many channels: a multiple of the heads, as Transformers wants it, and of the blocks of quantised
+// weights, unless that would widen the model by more than an eighth.
+int WiderHidden(int hidden_size, int channels, int num_heads) {
+  constexpr int kBlock = 32, kSmallBlock = 8;
+  if (channels == 0) return hidden_size;
+  const auto round_up = [&](int multiple) { return (hidden_size + channels + multiple - 1) / multiple * multiple; };
+  const int wider = round_up(std::lcm(num_heads, kBlock));
+  return wider - hidden_size <= hidden_size / 8 ? wider : round_up(std::lcm(num_heads, kSmallBlock));
+}
 
 bool Same(const AttentionSpec& a, const AttentionSpec& b) {
   return a.num_heads == b.num_heads && a.num_kv_heads == b.num_kv_heads && a.head_dim == b.head_dim &&
@@ -27,8 +36,8 @@ DenseLayout MakeDenseLayout(const ModelSpec& source, int num_experts, int width,
     layout.first_channel.push_back(is_sparse && with_channels ? channel : -1);
     if (is_sparse && with_channels) channel += num_experts;
   }
-  const int channels = channel - source.hidden_size;
-  layout.hidden_size += (channels + kChannelBlock - 1) / kChannelBlock * kChannelBlock;
+  layout.hidden_size =
+      WiderHidden(source.hidden_size, channel - source.hidden_size, source.layers[0].attention.num_heads);
   return layout;
 }
 

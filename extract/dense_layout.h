@@ -18,7 +18,7 @@
 namespace scion {
 
 struct DenseLayout {
-  int hidden_size = 0;        // of the fold: the source's, or wider by whole blocks of 32 channels
+  int hidden_size = 0;        // of the fold: the source's, or wider by the channels, rounded up
   int intermediate_size = 0;  // of every layer
   // Unit of expert 0's channel in each layer, the others follow; -1 where there are none.
   std::vector<int> first_channel;

@@ -213,7 +213,7 @@ TEST_F(DensifyTest, AllExpertsKeptWholeGiveTheSliceAgain) {
     const auto result = Densify(options);
     ASSERT_TRUE(result.ok()) << result.status();
     EXPECT_EQ(result->is_exact, channels);
-    EXPECT_EQ(result->hidden_size, channels ? 128 : 96);
+    EXPECT_EQ(result->hidden_size, channels ? 104 : 96);
     EXPECT_EQ(result->intermediate_size, 120);
     const std::vector<float> fold = LogitsOf(out(), "default", options.tier);
     const std::vector<float> source = LogitsOf(model(), "alpha", options.tier);
