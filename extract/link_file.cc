@@ -29,11 +29,12 @@ int Reflink(const ReadOnlyFile& file, const std::filesystem::path& path) {
   return error;
 }
 
-// The file that is open, whatever has come to be at its name.
+// The file that is open, whatever has come to be at its name. Its data are on the disk before it has a second name; that
+// name is as durable as its directory.
 int HardLink(const ReadOnlyFile& file, const std::filesystem::path& path) {
+  if (::fdatasync(file.fd()) != 0) return errno;
   const std::string opened = absl::StrCat("/proc/self/fd/", file.fd());
-  if (::linkat(AT_FDCWD, opened.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW) != 0) return errno;
-  return ::fsync(file.fd()) == 0 ? 0 : errno;
+  return ::linkat(AT_FDCWD, opened.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW) == 0 ? 0 : errno;
 }
 
 }  // namespace
