@@ -87,8 +87,10 @@ std::string SummaryLine(const VerifyOptions& options, const VerifyReport& report
       options.graft.has_value()
           ? absl::StrFormat("%s is %s with %s of %s as %s", ModelName(options.cut), ModelName(options.model),
                             report.donor_domain, ModelName(options.graft->donor.model), options.graft->as)
-          : absl::StrFormat("%s is the %s of %s", ModelName(options.cut), absl::StrJoin(report.domains, "+"),
-                            ModelName(options.model));
+      : report.upcycled ? absl::StrFormat("%s is %s in every domain (%s)", ModelName(options.cut),
+                                          ModelName(options.model), absl::StrJoin(report.domains, "+"))
+                        : absl::StrFormat("%s is the %s of %s", ModelName(options.cut),
+                                          absl::StrJoin(report.domains, "+"), ModelName(options.model));
   return absl::StrFormat(
       "identical: %s, bit for bit: %d tensors (%.1f MB), logits of %d positions in %d prompts, %d of "
       "%d "

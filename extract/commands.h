@@ -31,9 +31,11 @@ void AddGraftCommand(CLI::App& app, Invocation& invocation);
 void AddInspectCommand(CLI::App& app, Invocation& invocation);
 void AddLockCommand(CLI::App& app, Invocation& invocation);
 void AddLogCommand(CLI::App& app, Invocation& invocation);
+void AddPlanCommand(CLI::App& app, Invocation& invocation);
 void AddQuantizeCommand(CLI::App& app, Invocation& invocation);
 void AddRollbackCommand(CLI::App& app, Invocation& invocation);
 void AddSliceCommand(CLI::App& app, Invocation& invocation);
+void AddUpcycleCommand(CLI::App& app, Invocation& invocation);
 void AddVerifyCommand(CLI::App& app, Invocation& invocation);
 // Without a verb: slices, then verifies.
 void AddCutOptions(CLI::App& app, Invocation& invocation);
@@ -68,6 +70,8 @@ struct SliceArguments {
   std::string model;
   std::vector<std::string> domains;
   std::string out;
+  bool link = false;
+  bool json = false;
 };
 
 int RunSlice(const SliceArguments& args);

@@ -15,7 +15,7 @@
 namespace scion {
 namespace {
 
-constexpr uint64_t kChunkBytes = uint64_t{1} << 20;
+constexpr uint64_t kChunkBytes = uint64_t{1} << 20;  // at least a row
 
 absl::StatusOr<Json> ReadConfig(const Checkpoint& checkpoint) {
   return ParseJson(checkpoint.config(), "config.json", {.max_bytes = checkpoint.config().size()});
@@ -56,14 +56,17 @@ absl::StatusOr<std::string> CompareTensor(const Checkpoint& whole, const TensorI
                                           std::vector<std::byte>& buffer, Progress& progress) {
   if (tensor.dtype != expected.dtype) return absl::StrCat("has another dtype than in ", ToAbsl(whole_name));
   if (tensor.shape != expected.shape) return absl::StrCat("has another shape than in ", ToAbsl(whole_name));
-  buffer.resize(2 * kChunkBytes);
-  for (uint64_t offset = 0; offset < tensor.bytes; offset += kChunkBytes) {
+  const uint64_t row = std::max<uint64_t>(
+      1, DTypeRowBytes(tensor.dtype, tensor.shape.empty() ? 1 : static_cast<uint64_t>(tensor.shape.back())));
+  const uint64_t chunk_bytes = std::max<uint64_t>(1, kChunkBytes / row) * row;
+  buffer.resize(2 * chunk_bytes);
+  for (uint64_t offset = 0; offset < tensor.bytes; offset += chunk_bytes) {
     if (CancelRequested()) return absl::CancelledError("interrupted while comparing");
-    const uint64_t n = std::min(kChunkBytes, tensor.bytes - offset);
+    const uint64_t n = std::min(chunk_bytes, tensor.bytes - offset);
     const auto a = std::span(buffer).first(n);
-    const auto b = std::span(buffer).subspan(kChunkBytes, n);
-    SCION_RETURN_IF_ERROR(whole.Read(expected, offset, a));
-    if (absl::Status status = cut.Read(tensor, offset, b); !status.ok()) return std::string(status.message());
+    const auto b = std::span(buffer).subspan(chunk_bytes, n);
+    SCION_RETURN_IF_ERROR(whole.ReadInOrder(expected, offset, a));
+    if (absl::Status status = cut.ReadInOrder(tensor, offset, b); !status.ok()) return std::string(status.message());
     progress.Advance(n);
     if (std::memcmp(a.data(), b.data(), n) == 0) continue;
     const uint64_t at = offset + static_cast<uint64_t>(std::mismatch(a.begin(), a.end(), b.begin()).first - a.begin());

@@ -13,6 +13,7 @@
 #include "engine/base/sha256.h"
 #include "engine/base/status.h"
 #include "extract/digest_file.h"
+#include "extract/progress.h"
 
 namespace scion {
 namespace {
@@ -225,9 +226,12 @@ void RoundTo(DType type, FloatMatrix& values) {
 }
 
 absl::StatusOr<DenseFile> WriteDense(const Checkpoint& source, const DenseLayout& layout,
-                                     const std::map<int, FoldedLayer>& folded, NewFile& out, Progress& progress) {
+                                     const std::map<int, FoldedLayer>& folded, NewFile& out, std::FILE* log) {
   DensePlan maker(source, layout, folded);
   SCION_ASSIGN_OR_RETURN(const std::vector<PlannedTensor> plan, maker.Make());
+  uint64_t total = 0;
+  for (const PlannedTensor& tensor : plan) total += tensor.bytes();
+  Progress progress(log, "writing", total, Progress::Unit::kBytes);
   Sha256 whole;
   DenseFile written;
   const auto append = [&](std::span<const std::byte> bytes) {

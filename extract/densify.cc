@@ -76,13 +76,6 @@ absl::StatusOr<FoldMethod> ChooseMethod(const DensifyOptions& options) {
   return method;
 }
 
-// Whether a fold gets route channels when nobody says: more than one expert, something that reads them, and no more
-// than an eighth of the hidden units.
-bool WantsChannels(const ModelSpec& spec, int num_experts, int width, FoldMethod method) {
-  const int64_t channels = int64_t{num_experts} * static_cast<int64_t>(spec.SparseLayers().size());
-  return num_experts > 1 && (width > 1 || method == FoldMethod::kLsq) && channels <= spec.hidden_size / 8;
-}
-
 absl::StatusOr<TextComparison> Compare(const DensifyOptions& options, const Checkpoint& source, int domain,
                                        const std::vector<TokenWindow>& windows, ThreadPool& pool) {
   const absl::StatusOr<std::unique_ptr<Checkpoint>> fold_files = Checkpoint::Open(options.out);
@@ -108,6 +101,11 @@ std::optional<FoldMethod> ParseFoldMethod(std::string_view name) {
   return found->first;
 }
 
+bool WantsRouteChannels(const ModelSpec& spec, int num_experts, int width, FoldMethod method) {
+  const int64_t channels = int64_t{num_experts} * static_cast<int64_t>(spec.SparseLayers().size());
+  return num_experts > 1 && (width > 1 || method == FoldMethod::kLsq) && channels <= spec.hidden_size / 8;
+}
+
 absl::StatusOr<DensifyResult> Densify(const DensifyOptions& options) {
   const absl::StatusOr<std::unique_ptr<Checkpoint>> opened = Checkpoint::Open(options.model);
   if (!opened.ok()) return Annotate(opened.status(), options.model.string());
@@ -125,7 +123,7 @@ absl::StatusOr<DensifyResult> Densify(const DensifyOptions& options) {
   SCION_RETURN_IF_ERROR(CheckWidth(options.width, result.num_experts));
   SCION_ASSIGN_OR_RETURN(result.method, ChooseMethod(options));
   result.has_channels =
-      options.route_channels.value_or(WantsChannels(spec, result.num_experts, options.width, result.method)) &&
+      options.route_channels.value_or(WantsRouteChannels(spec, result.num_experts, options.width, result.method)) &&
       result.num_experts > 1;
   const DenseLayout layout = MakeDenseLayout(spec, result.num_experts, options.width, result.has_channels);
   result.hidden_size = layout.hidden_size;
@@ -164,9 +162,9 @@ absl::StatusOr<DensifyResult> Densify(const DensifyOptions& options) {
   SCION_ASSIGN_OR_RETURN(const auto folded, FoldLayers(checkpoint, layout, fold_options, ops));
   {
     SCION_ASSIGN_OR_RETURN(NewFile out, fold.CreateDataFile(std::string(kWeightsFile)));
-    Progress progress(options.log, "writing", 0, Progress::Unit::kBytes);
-    SCION_ASSIGN_OR_RETURN(const DenseFile file, WriteDense(checkpoint, layout, folded, out, progress));
+    SCION_ASSIGN_OR_RETURN(const DenseFile file, WriteDense(checkpoint, layout, folded, out, options.log));
     fold.AddTrunkFile(std::string(kWeightsFile), file.digest, file.tensor_bytes);
+    Progress progress(nullptr, "copying", 0, Progress::Unit::kBytes);
     SCION_RETURN_IF_ERROR(fold.CopyCompanions(progress));
     result.bytes = file.digest.bytes;
   }

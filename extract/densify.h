@@ -54,6 +54,10 @@ struct DensifyResult {
   std::optional<TextComparison> comparison;  // nothing without a text
 };
 
+// Whether a fold gets route channels when nobody says: more than one expert, something that reads them, and no more
+// than an eighth of the hidden units.
+bool WantsRouteChannels(const ModelSpec& spec, int num_experts, int width, FoldMethod method);
+
 // Needs memory for the calibration tokens (at most 1 GiB), a layer's experts, and the largest tensor; to compare, the
 // model and the fold. NotFound: no such model, domain or text. AlreadyExists: OUT is there. InvalidArgument: OUT inside
 // MODEL, a width outside [1, experts], a text that is empty, binary or too short, kLsq without a text.

@@ -1,4 +1,5 @@
-// Reads a file once, front to back: hashes all of it and each tensor's data, and writes a copy on the way if asked.
+// Reads a file once, front to back: hashes all of it and each tensor's data, and writes a copy on the way if asked. Two
+// threads hash while the caller's reads and writes, so that a copy costs little more time than one without hashes.
 #pragma once
 
 #include <cstdint>

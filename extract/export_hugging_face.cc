@@ -83,30 +83,6 @@ OrderedJson SpecialTokens(const ModelSpec& spec) {
   return tokens;
 }
 
-std::string ConfigJson(const ModelSpec& spec, const ExportPlan& plan) {
-  const AttentionSpec& attention = spec.layers[0].attention;
-  const double rope_theta = ShortestDecimal(attention.rope_theta);
-  OrderedJson config;
-  SetFamily(spec, plan.family, config);
-  config.update({{"vocab_size", spec.vocab_size},
-                 {"hidden_size", spec.hidden_size},
-                 {"num_hidden_layers", spec.layers.size()},
-                 {"num_attention_heads", attention.num_heads},
-                 {"num_key_value_heads", attention.num_kv_heads},
-                 {"head_dim", attention.head_dim},
-                 {"hidden_act", "silu"},
-                 {"attention_bias", false},
-                 {"rms_norm_eps", ShortestDecimal(spec.rms_norm_eps)},
-                 {"max_position_embeddings", spec.max_position_embeddings},
-                 {"tie_word_embeddings", spec.tie_word_embeddings},
-                 {"rope_theta", rope_theta},
-                 {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", rope_theta}}},
-                 {"torch_dtype", DTypeOfTorch(plan.main_type())},
-                 {"dtype", DTypeOfTorch(plan.main_type())}});
-  config.update(SpecialTokens(spec));
-  return Dump(config);
-}
-
 // Consecutive tensors of the plan, in one file.
 struct Shard {
   std::string name;
@@ -187,6 +163,30 @@ absl::Status WriteGgufCompanions(const Checkpoint& checkpoint, const std::string
 
 }  // namespace
 
+OrderedJson HuggingFaceConfig(const ModelSpec& spec, ExportFamily family, DType type) {
+  const AttentionSpec& attention = spec.layers[0].attention;
+  const double rope_theta = ShortestDecimal(attention.rope_theta);
+  OrderedJson config;
+  SetFamily(spec, family, config);
+  config.update({{"vocab_size", spec.vocab_size},
+                 {"hidden_size", spec.hidden_size},
+                 {"num_hidden_layers", spec.layers.size()},
+                 {"num_attention_heads", attention.num_heads},
+                 {"num_key_value_heads", attention.num_kv_heads},
+                 {"head_dim", attention.head_dim},
+                 {"hidden_act", "silu"},
+                 {"attention_bias", false},
+                 {"rms_norm_eps", ShortestDecimal(spec.rms_norm_eps)},
+                 {"max_position_embeddings", spec.max_position_embeddings},
+                 {"tie_word_embeddings", spec.tie_word_embeddings},
+                 {"rope_theta", rope_theta},
+                 {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", rope_theta}}},
+                 {"torch_dtype", DTypeOfTorch(type)},
+                 {"dtype", DTypeOfTorch(type)}});
+  config.update(SpecialTokens(spec));
+  return config;
+}
+
 absl::Status ExportHuggingFace(const Checkpoint& checkpoint, const ExportPlan& plan, const fs::path& out,
                                uint64_t max_shard_bytes, Progress& progress) {
   std::string tokenizer;
@@ -197,7 +197,8 @@ absl::Status ExportHuggingFace(const Checkpoint& checkpoint, const ExportPlan& p
   }
   SCION_ASSIGN_OR_RETURN(StagedDirectory staged, StagedDirectory::Create(out));
   const fs::path& directory = staged.path();
-  SCION_RETURN_IF_ERROR(WriteNewFile(directory / "config.json", ConfigJson(checkpoint.spec(), plan)));
+  SCION_RETURN_IF_ERROR(WriteNewFile(directory / "config.json",
+                                     Dump(HuggingFaceConfig(checkpoint.spec(), plan.family, plan.main_type()))));
   SCION_RETURN_IF_ERROR(checkpoint.is_gguf() ? WriteGgufCompanions(checkpoint, tokenizer, directory)
                                              : CopyCompanions(checkpoint.directory(), directory, progress));
   SCION_RETURN_IF_ERROR(WriteWeights(checkpoint, plan, directory, max_shard_bytes, progress));

@@ -5,10 +5,14 @@
 #include <filesystem>
 
 #include "absl/status/status.h"
+#include "engine/base/json.h"
 #include "extract/export_plan.h"
 #include "extract/progress.h"
 
 namespace scion {
+
+// What config.json of such a directory says, whatever the source is. type: of the weights that are floats.
+nlohmann::ordered_json HuggingFaceConfig(const ModelSpec& spec, ExportFamily family, DType type);
 
 // Writes `out`, which must not exist: config.json, generation_config.json, the tokenizer's files, and the weights in
 // model.safetensors, or in several files and an index if they are more than max_shard_bytes. The errors of Export.

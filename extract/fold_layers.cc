@@ -24,6 +24,8 @@ constexpr float kEvenMetric = 0.2f;  // part of an error's cost that all directi
 constexpr float kSilence = -16384.0f;
 constexpr float kNearSilence = -32.0f;
 constexpr float kDamping = -4.0f;
+// Of the tokens that the head's metric is made from: 128 MiB.
+constexpr int64_t kMetricLogits = int64_t{1} << 25;
 // Without a text, sizes are taken from so many tokens drawn evenly.
 constexpr int kDrawnTokens = 2048;
 
@@ -111,10 +113,16 @@ class Folder {
  private:
   // What an error of the residual stream costs: by what the head makes of it, and some for what only later layers see.
   absl::Status MakeMetric() {
-    FloatMatrix x = teacher_[0];
+    TokenBatch batch;
+    for (const TokenWindow& window : options_.windows) {
+      batch.ids.insert(batch.ids.end(), window.begin(), window.end());
+      batch.window_end.push_back(static_cast<int>(batch.ids.size()));
+      if (static_cast<int64_t>(batch.ids.size()) * spec_.vocab_size >= kMetricLogits) break;
+    }
+    SCION_ASSIGN_OR_RETURN(FloatMatrix x, forward_.Embed(batch));
     for (int layer = 0; layer < static_cast<int>(spec_.layers.size()); ++layer) {
-      SCION_RETURN_IF_ERROR(forward_.AddAttention(layer, {batches_.data(), 1}, {&x, 1}));
-      SCION_RETURN_IF_ERROR(forward_.AddFfn(layer, {batches_.data(), 1}, {&x, 1}));
+      SCION_RETURN_IF_ERROR(forward_.AddAttention(layer, {&batch, 1}, {&x, 1}));
+      SCION_RETURN_IF_ERROR(forward_.AddFfn(layer, {&batch, 1}, {&x, 1}));
     }
     SCION_ASSIGN_OR_RETURN(metric_, forward_.HeadMetric(x));
     for (int k = 0; k < metric_.rows; ++k) {

@@ -26,9 +26,11 @@ int Main(int argc, char** argv) {
   AddInspectCommand(app, invocation);
   AddLockCommand(app, invocation);
   AddLogCommand(app, invocation);
+  AddPlanCommand(app, invocation);
   AddQuantizeCommand(app, invocation);
   AddRollbackCommand(app, invocation);
   AddSliceCommand(app, invocation);
+  AddUpcycleCommand(app, invocation);
   AddVerifyCommand(app, invocation);
   try {
     app.parse(argc, argv);

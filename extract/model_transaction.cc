@@ -19,6 +19,7 @@
 #include "engine/base/sha256.h"
 #include "engine/base/status.h"
 #include "engine/model/model_files.h"
+#include "engine/model/model_spec.h"
 #include "engine/model/safetensors.h"
 #include "extract/lock_builder.h"
 
@@ -234,7 +235,10 @@ absl::Status ModelTransaction::Stage(const std::vector<Text>& texts, Order order
   std::vector<std::string> paths = added_;
   paths.insert(paths.end(), removed_.begin(), removed_.end());
   SCION_RETURN_IF_ERROR(WriteNewFile(directory_ / kJournalName, Json({{"data", paths}}).dump()));
-  SCION_RETURN_IF_ERROR(WriteNewFile(directory_ / kStagedLockName, SerializeLockFile(lock_)));
+  const std::string lock = SerializeLockFile(lock_);
+  // Beyond a limit, say, no reader would take it.
+  SCION_RETURN_IF_ERROR(Annotate(ParseLockFile(lock).status(), "nothing was changed: the new lock would be refused"));
+  SCION_RETURN_IF_ERROR(WriteNewFile(directory_ / kStagedLockName, lock));
   SCION_RETURN_IF_ERROR(FsyncDirectory(directory_));
   return FsyncDirectory(writer_.root());
 }
@@ -245,6 +249,8 @@ absl::Status ModelTransaction::Rename(const std::string& from, const std::string
 }
 
 absl::Status ModelTransaction::Commit(std::string_view config, Order order, LockFile::LineageEntry lineage) {
+  SCION_RETURN_IF_ERROR(
+      Annotate(ParseModelSpec(config, "").status(), "nothing was changed: the new model would be refused"));
   SCION_RETURN_IF_ERROR(MakeDirectory());
   std::vector<Text> changed;
   const auto add_text = [&](const std::string& name, std::string_view text) -> absl::Status {

@@ -10,6 +10,11 @@
 #include "engine/base/status.h"
 
 namespace scion {
+namespace {
+
+constexpr uint64_t kFlushBytes = uint64_t{8} << 20;
+
+}  // namespace
 
 absl::StatusOr<NewFile> NewFile::Create(const std::filesystem::path& path) {
   const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
@@ -19,7 +24,11 @@ absl::StatusOr<NewFile> NewFile::Create(const std::filesystem::path& path) {
 
 NewFile::NewFile(int fd, std::filesystem::path path) : fd_(fd), path_(std::move(path)) {}
 
-NewFile::NewFile(NewFile&& other) noexcept : fd_(std::exchange(other.fd_, -1)), path_(std::move(other.path_)) {}
+NewFile::NewFile(NewFile&& other) noexcept
+    : fd_(std::exchange(other.fd_, -1)),
+      path_(std::move(other.path_)),
+      written_(other.written_),
+      flushing_(other.flushing_) {}
 
 NewFile::~NewFile() {
   if (fd_ >= 0) ::close(fd_);
@@ -33,6 +42,13 @@ absl::Status NewFile::Append(std::span<const std::byte> bytes) {
       return ErrnoStatus(errno, "write", path_);
     }
     bytes = bytes.subspan(static_cast<size_t>(n));
+    written_ += static_cast<uint64_t>(n);
+  }
+  if (written_ - flushing_ >= kFlushBytes) {
+    // Only a hint: what fails shows in Finish.
+    ::sync_file_range(fd_, static_cast<off_t>(flushing_), static_cast<off_t>(written_ - flushing_),
+                      SYNC_FILE_RANGE_WRITE);
+    flushing_ = written_;
   }
   return absl::OkStatus();
 }

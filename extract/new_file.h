@@ -20,6 +20,7 @@ class NewFile {
   NewFile& operator=(NewFile&& other) = delete;
   ~NewFile();  // closes; an unfinished file stays where it is, for its directory to be removed
 
+  // Large files are on their way to the disk while they are written, so that Finish waits for the end only.
   absl::Status Append(std::span<const std::byte> bytes);
   // Down to the disk, and closed.
   absl::Status Finish();
@@ -29,6 +30,8 @@ class NewFile {
 
   int fd_;
   std::filesystem::path path_;
+  uint64_t written_ = 0;
+  uint64_t flushing_ = 0;  // of these, on their way to the disk
 };
 
 absl::Status WriteNewFile(const std::filesystem::path& path, std::string_view text);

@@ -38,7 +38,10 @@ absl::Status CheckDigest(const Checkpoint& source, const std::string& path, cons
 }
 
 absl::StatusOr<NewModel> NewModel::Create(const Checkpoint& source, const fs::path& out) {
-  SCION_ASSIGN_OR_RETURN(std::vector<std::string> companions, ListCompanionFiles(source.directory()));
+  std::vector<std::string> companions;
+  if (!source.is_gguf()) {
+    SCION_ASSIGN_OR_RETURN(companions, ListCompanionFiles(source.directory()));
+  }
   SCION_RETURN_IF_ERROR(RefuseOutInsideModel(source.directory(), out));
   SCION_ASSIGN_OR_RETURN(StagedDirectory staged, StagedDirectory::Create(out));
   return NewModel(source, std::move(staged), std::move(companions));
@@ -60,12 +63,54 @@ absl::StatusOr<FileDigest> NewModel::Copy(const std::string& path, const ReadOnl
   return digest;
 }
 
-absl::StatusOr<NewFile> NewModel::CreateDataFile(const std::string& name) {
+absl::Status NewModel::CheckSource(std::FILE* log) const {
+  if (source_->lock() == nullptr) return absl::OkStatus();
+  uint64_t bytes = 0;
+  for (const CheckpointFile& file : source_->files()) bytes += file.file.size();
+  Progress progress(log, "hashing the source", bytes, Progress::Unit::kBytes);
+  for (const CheckpointFile& file : source_->files()) {
+    SCION_ASSIGN_OR_RETURN(const FileDigest digest, DigestFile(file.file, {}, nullptr, progress));
+    SCION_RETURN_IF_ERROR(CheckDigest(file.path, digest));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<fs::path> NewModel::Place(const std::string& relative_path) const {
   std::error_code error;
-  const fs::path path = staged_.path() / name;
+  const fs::path path = staged_.path() / relative_path;
   fs::create_directories(path.parent_path(), error);
   if (error) return ErrnoStatus(error.value(), "create directory", path.parent_path());
+  return path;
+}
+
+absl::StatusOr<NewFile> NewModel::CreateDataFile(const std::string& relative_path) {
+  SCION_ASSIGN_OR_RETURN(const fs::path path, Place(relative_path));
   return NewFile::Create(path);
+}
+
+absl::StatusOr<LinkKind> NewModel::LinkDataFile(const CheckpointFile& file, std::span<const TensorInfo> tensors) {
+  const LockFile* lock = source_->lock();
+  if (lock == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(source_->directory().string(),
+                     " has no lock to take the hashes of linked files from; `moe-extract ", "lock` makes one"));
+  }
+  const LockFile::File& locked = lock->files.at(file.path);
+  FileDigest digest{.bytes = locked.size, .sha256 = locked.sha256, .tensor_sha256 = {}};
+  uint64_t bytes = 0;
+  for (const TensorInfo& tensor : tensors) {
+    const auto hash = locked.tensors.find(tensor.name);
+    if (hash == locked.tensors.end()) {
+      return absl::DataLossError(
+          absl::StrCat(file.path, ": tensor ", Quoted(tensor.name), " is not in the model's lock"));
+    }
+    digest.tensor_sha256.emplace_back(*hash);
+    bytes += tensor.bytes;
+  }
+  SCION_ASSIGN_OR_RETURN(const fs::path path, Place(file.path));
+  SCION_ASSIGN_OR_RETURN(const LinkKind kind, LinkFile(file.file, path));
+  AddDataFile(file, digest, bytes);
+  return kind;
 }
 
 absl::Status NewModel::CopyDataFile(const CheckpointFile& file, std::span<const TensorInfo> tensors,
@@ -86,6 +131,11 @@ absl::Status NewModel::CopyCompanions(Progress& progress) {
     AddPlainFile(lock_, name, digest);
   }
   return absl::OkStatus();
+}
+
+absl::Status NewModel::WriteCompanion(const std::string& name, std::string_view text) {
+  AddTextFile(lock_, name, text);
+  return WriteNewFile(staged_.path() / name, text);
 }
 
 void NewModel::AddDomainFile(const std::string& domain, const std::string& path, uint64_t generation,

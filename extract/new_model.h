@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "engine/model/checkpoint.h"
 #include "extract/digest_file.h"
+#include "extract/link_file.h"
 #include "extract/new_file.h"
 #include "extract/progress.h"
 #include "extract/staged_directory.h"
@@ -33,10 +34,14 @@ class NewModel {
 
   // A data file of the source, whole. DataLoss if it is not what the source's lock says.
   absl::Status CopyDataFile(const CheckpointFile& file, std::span<const TensorInfo> tensors, Progress& progress);
+  // Likewise, but linked, with the hashes that the source's lock has. FailedPrecondition if there is no lock, or the
+  // file can't be linked to.
+  absl::StatusOr<LinkKind> LinkDataFile(const CheckpointFile& file, std::span<const TensorInfo> tensors);
   // The tokenizer and whatever else belongs to the model; the same errors.
   absl::Status CopyCompanions(Progress& progress);
-  // A data file that is written anew, in the place of the source's; AddDataFile when it is finished.
-  absl::StatusOr<NewFile> CreateDataFile(const CheckpointFile& file) { return CreateDataFile(file.path); }
+  // A companion that the source, a GGUF file, has in another form.
+  absl::Status WriteCompanion(const std::string& name, std::string_view text);
+  // A data file that is written anew; AddDataFile when it is finished. path: relative to the directory.
   absl::StatusOr<NewFile> CreateDataFile(const std::string& path);
   // tensor_bytes: of the data.
   void AddDataFile(const CheckpointFile& file, const FileDigest& digest, uint64_t tensor_bytes);
@@ -45,6 +50,8 @@ class NewModel {
                      uint64_t tensor_bytes);
   // The same of a trunk's file that the source may not have.
   void AddTrunkFile(const std::string& path, const FileDigest& digest, uint64_t tensor_bytes);
+  // Hashes the source's data files, if it has a lock. DataLoss if one is not what the lock says.
+  absl::Status CheckSource(std::FILE* log) const;
   // As CheckDigest above.
   absl::Status CheckDigest(const std::string& path, const FileDigest& digest) const;
 
@@ -61,6 +68,8 @@ class NewModel {
  private:
   NewModel(const Checkpoint& source, StagedDirectory staged, std::vector<std::string> companions);
 
+  // Where a file is to be; its directory is there.
+  absl::StatusOr<std::filesystem::path> Place(const std::string& relative_path) const;
   absl::StatusOr<FileDigest> Copy(const std::string& path, const ReadOnlyFile& file,
                                   std::span<const TensorInfo> tensors, NewFile& copy, Progress& progress) const;
 

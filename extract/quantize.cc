@@ -8,13 +8,13 @@
 #include <vector>
 
 #include "engine/base/json.h"
-#include "engine/base/sha256.h"
 #include "engine/base/status.h"
 #include "engine/model/checkpoint.h"
 #include "extract/convert_rows.h"
 #include "extract/digest_file.h"
 #include "extract/lock_builder.h"
 #include "extract/new_model.h"
+#include "extract/safetensors_writer.h"
 
 namespace scion {
 namespace {
@@ -29,10 +29,7 @@ struct PlannedTensor {
   DType type;  // the source's, or blocks
 
   bool is_quantized() const { return type != source->dtype; }
-  uint64_t bytes() const {
-    if (!is_quantized()) return source->bytes;
-    return static_cast<uint64_t>(source->shape[0]) * DTypeRowBytes(type, static_cast<uint64_t>(source->shape[1]));
-  }
+  NewTensor written() const { return {source->name, type, source->shape}; }
 };
 
 // Names of the matrices that the engine multiplies, or looks rows up in.
@@ -73,8 +70,7 @@ bool IsHeadOrEmbedding(std::string_view name) {
 // The type of a matrix when the model's is `type`.
 DType BlockTypeOf(std::string_view name, DType type) { return IsHeadOrEmbedding(name) ? DType::kQ8_0 : type; }
 
-// The tensors of a file in the order in which they are written: wide elements first and blocks last, so that every
-// element lies where its size divides the offset, which readers of the format like.
+// The tensors of a file in the order in which they are written.
 std::vector<PlannedTensor> PlanFile(std::span<const TensorInfo> tensors, const std::set<std::string>& matrices,
                                     DType type, QuantizeResult& result) {
   std::vector<PlannedTensor> plan;
@@ -88,59 +84,22 @@ std::vector<PlannedTensor> PlanFile(std::span<const TensorInfo> tensors, const s
     }
     plan.push_back(planned);
   }
-  const auto width = [](const PlannedTensor& t) { return IsQuantized(t.type) ? 0 : DTypeBytes(t.type); };
-  std::ranges::stable_sort(plan, std::ranges::greater(), width);
+  std::ranges::stable_sort(plan, std::ranges::greater(),
+                           [](const PlannedTensor& tensor) { return tensor.written().element_width(); });
   return plan;
 }
 
-std::string SafetensorsHeader(std::span<const PlannedTensor> plan) {
-  OrderedJson header = {{"__metadata__", {{"format", "pt"}}}};
-  uint64_t offset = 0;
-  for (const PlannedTensor& tensor : plan) {
-    std::vector<int64_t> shape = tensor.source->shape;
-    if (tensor.is_quantized())
-      shape[1] = static_cast<int64_t>(DTypeRowBytes(tensor.type, static_cast<uint64_t>(shape[1])));
-    header[tensor.source->name] = {{"dtype", DTypeName(tensor.is_quantized() ? DType::kU8 : tensor.type)},
-                                   {"shape", shape},
-                                   {"data_offsets", {offset, offset + tensor.bytes()}}};
-    offset += tensor.bytes();
-  }
-  std::string text = header.dump();
-  text.resize((text.size() + 7) / 8 * 8, ' ');
-  std::string bytes(8, '\0');
-  for (size_t i = 0; i < 8; ++i) bytes[i] = static_cast<char>(uint64_t{text.size()} >> (8 * i));
-  return bytes + text;
-}
-
-// Writes one data file, hashing it on the way.
+// Writes the data of one file.
 class FileWriter {
  public:
-  FileWriter(const Checkpoint& checkpoint, const CheckpointFile& file, NewFile& out, Progress& progress)
+  FileWriter(const Checkpoint& checkpoint, const CheckpointFile& file, SafetensorsWriter& out, Progress& progress)
       : checkpoint_(checkpoint), file_(file), out_(out), progress_(progress) {}
 
-  absl::StatusOr<FileDigest> Write(std::span<const PlannedTensor> plan) {
-    FileDigest digest;
-    const std::string header = SafetensorsHeader(plan);
-    SCION_RETURN_IF_ERROR(Append(std::as_bytes(std::span(header)), nullptr));
-    for (const PlannedTensor& tensor : plan) {
-      Sha256 hash;
-      SCION_RETURN_IF_ERROR(tensor.is_quantized() ? WriteBlocks(tensor, hash) : WriteCopy(tensor, hash));
-      digest.tensor_sha256.emplace_back(tensor.source->name, hash.FinishHex());
-    }
-    SCION_RETURN_IF_ERROR(out_.Finish());
-    digest.bytes = bytes_;
-    digest.sha256 = whole_.FinishHex();
-    return digest;
+  absl::Status Write(const PlannedTensor& tensor) {
+    return tensor.is_quantized() ? WriteBlocks(tensor) : WriteCopy(tensor);
   }
 
  private:
-  absl::Status Append(std::span<const std::byte> bytes, Sha256* tensor_hash) {
-    whole_.Update(bytes);
-    if (tensor_hash != nullptr) tensor_hash->Update(bytes);
-    bytes_ += bytes.size();
-    return out_.Append(bytes);
-  }
-
   absl::Status Read(const TensorInfo& tensor, uint64_t offset, uint64_t bytes) {
     if (CancelRequested()) {
       return absl::CancelledError(absl::StrCat("interrupted while reading ", file_.file.path().string()));
@@ -151,16 +110,16 @@ class FileWriter {
     return absl::OkStatus();
   }
 
-  absl::Status WriteCopy(const PlannedTensor& tensor, Sha256& hash) {
+  absl::Status WriteCopy(const PlannedTensor& tensor) {
     const uint64_t size = tensor.source->bytes;
     for (uint64_t at = 0; at < size; at += batch_.size()) {
       SCION_RETURN_IF_ERROR(Read(*tensor.source, at, std::min(kBatchBytes, size - at)));
-      SCION_RETURN_IF_ERROR(Append(batch_, &hash));
+      SCION_RETURN_IF_ERROR(out_.Append(batch_));
     }
     return absl::OkStatus();
   }
 
-  absl::Status WriteBlocks(const PlannedTensor& tensor, Sha256& hash) {
+  absl::Status WriteBlocks(const PlannedTensor& tensor) {
     const TensorInfo& source = *tensor.source;
     const uint64_t rows = static_cast<uint64_t>(source.shape[0]);
     const uint64_t elements = static_cast<uint64_t>(source.shape[1]);
@@ -178,17 +137,15 @@ class FileWriter {
                                                 Quoted(source.name), ": row ", first + row, " has ",
                                                 converted.message()));
       }
-      SCION_RETURN_IF_ERROR(Append(blocks_, &hash));
+      SCION_RETURN_IF_ERROR(out_.Append(blocks_));
     }
     return absl::OkStatus();
   }
 
   const Checkpoint& checkpoint_;
   const CheckpointFile& file_;
-  NewFile& out_;
+  SafetensorsWriter& out_;
   Progress& progress_;
-  Sha256 whole_;
-  uint64_t bytes_ = 0;
   std::vector<std::byte> batch_, blocks_;
 };
 
@@ -219,6 +176,15 @@ std::string QuantizedConfig(const Checkpoint& checkpoint, DType type, std::span<
 
 }  // namespace
 
+std::vector<NewTensor> QuantizedTensors(const ModelSpec& spec, std::span<const TensorInfo> tensors, DType type) {
+  QuantizeResult counts;
+  std::vector<NewTensor> written;
+  for (const PlannedTensor& tensor : PlanFile(tensors, MatrixNames(spec), type, counts)) {
+    written.push_back(tensor.written());
+  }
+  return written;
+}
+
 absl::StatusOr<QuantizeResult> Quantize(const QuantizeOptions& options) {
   const absl::StatusOr<std::unique_ptr<Checkpoint>> opened = Checkpoint::Open(options.model);
   if (!opened.ok()) return Annotate(opened.status(), options.model.string());
@@ -242,21 +208,22 @@ absl::StatusOr<QuantizeResult> Quantize(const QuantizeOptions& options) {
   const std::string config = QuantizedConfig(checkpoint, options.type, all);
 
   SCION_ASSIGN_OR_RETURN(NewModel model, NewModel::Create(checkpoint, options.out));
-  if (checkpoint.lock() != nullptr) {
-    Progress progress(options.log, "hashing the source", result.model_bytes, Progress::Unit::kBytes);
-    for (const CheckpointFile& file : checkpoint.files()) {
-      SCION_ASSIGN_OR_RETURN(const FileDigest digest, DigestFile(file.file, {}, nullptr, progress));
-      SCION_RETURN_IF_ERROR(model.CheckDigest(file.path, digest));
-    }
-  }
+  SCION_RETURN_IF_ERROR(model.CheckSource(options.log));
   {
     Progress progress(options.log, "quantising", result.model_bytes, Progress::Unit::kBytes);
     for (size_t i = 0; i < plans.size(); ++i) {
       const CheckpointFile& file = checkpoint.files()[i];
-      SCION_ASSIGN_OR_RETURN(NewFile out, model.CreateDataFile(file));
-      SCION_ASSIGN_OR_RETURN(const FileDigest digest, FileWriter(checkpoint, file, out, progress).Write(plans[i]));
+      std::vector<NewTensor> tensors;
       uint64_t tensor_bytes = 0;
-      for (const PlannedTensor& tensor : plans[i]) tensor_bytes += tensor.bytes();
+      for (const PlannedTensor& tensor : plans[i]) {
+        tensors.push_back(tensor.written());
+        tensor_bytes += tensors.back().bytes();
+      }
+      SCION_ASSIGN_OR_RETURN(NewFile out, model.CreateDataFile(file.path));
+      SCION_ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::Create(std::move(out), std::move(tensors)));
+      FileWriter data(checkpoint, file, writer, progress);
+      for (const PlannedTensor& tensor : plans[i]) SCION_RETURN_IF_ERROR(data.Write(tensor));
+      SCION_ASSIGN_OR_RETURN(const FileDigest digest, writer.Finish());
       model.AddDataFile(file, digest, tensor_bytes);
       result.bytes += digest.bytes;
     }

@@ -10,11 +10,15 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "engine/base/dtype.h"
+#include "engine/model/checkpoint.h"
+#include "extract/safetensors_writer.h"
 
 namespace scion {
 
@@ -33,6 +37,9 @@ struct QuantizeResult {
   uint64_t bytes = 0;        // of the data files
   uint64_t model_bytes = 0;  // of the source's
 };
+
+// The tensors of a file of the model as they are once it is quantised, in the order in which they are written.
+std::vector<NewTensor> QuantizedTensors(const ModelSpec& spec, std::span<const TensorInfo> tensors, DType type);
 
 // Needs a few MiB beside the list of tensors, whatever the size of the model. NotFound: no such model. AlreadyExists:
 // OUT is there. InvalidArgument: OUT inside MODEL. FailedPrecondition: quantised already, a GGUF file, or no matrix

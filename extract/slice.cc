@@ -46,7 +46,12 @@ absl::StatusOr<SliceResult> Slice(const SliceOptions& options) {
     Progress progress(options.log, "copying", result.cut_bytes, Progress::Unit::kBytes);
     for (const int i : kept_files) {
       const CheckpointFile& file = checkpoint.files()[static_cast<size_t>(i)];
-      SCION_RETURN_IF_ERROR(cut.CopyDataFile(file, TensorsOf(checkpoint, i), progress));
+      if (!options.link) {
+        SCION_RETURN_IF_ERROR(cut.CopyDataFile(file, TensorsOf(checkpoint, i), progress));
+        continue;
+      }
+      SCION_ASSIGN_OR_RETURN(const LinkKind kind, cut.LinkDataFile(file, TensorsOf(checkpoint, i)));
+      ++(kind == LinkKind::kReflink ? result.reflinks : result.hard_links);
     }
     SCION_RETURN_IF_ERROR(cut.CopyCompanions(progress));
   }

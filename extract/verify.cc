@@ -14,6 +14,7 @@
 #include "extract/companion_files.h"
 #include "extract/compare_bytes.h"
 #include "extract/compare_domain.h"
+#include "extract/compare_upcycled.h"
 #include "extract/lock_builder.h"
 #include "extract/verify_graft.h"
 
@@ -65,12 +66,14 @@ absl::Status CompareAllBytes(const VerifyOptions& options, const Checkpoint& who
   for (const TensorInfo& tensor : cut.tensors()) total += tensor.bytes;
   {
     Progress progress(options.log, "comparing bytes", total, Progress::Unit::kBytes);
-    SCION_ASSIGN_OR_RETURN(ByteComparison bytes, CompareTensors(whole, cut, progress));
+    SCION_ASSIGN_OR_RETURN(ByteComparison bytes, report.upcycled ? CompareWithParent(whole, cut, progress)
+                                                                 : CompareTensors(whole, cut, progress));
     report.tensors = bytes.tensors;
     report.tensor_bytes = bytes.bytes;
     report.differences.insert(report.differences.end(), bytes.differences.begin(), bytes.differences.end());
   }
-  SCION_ASSIGN_OR_RETURN(const std::vector<Difference> companions, CompareCompanions(whole, cut));
+  SCION_ASSIGN_OR_RETURN(const std::vector<Difference> companions,
+                         report.upcycled ? CompareParentCompanions(whole, cut) : CompareCompanions(whole, cut));
   report.differences.insert(report.differences.end(), companions.begin(), companions.end());
   return HashSource(whole, report.domains, options.log, report.model_files);
 }
@@ -86,8 +89,9 @@ absl::Status CompareAllLogits(const VerifyOptions& options, const Checkpoint& wh
   absl::StatusOr<std::unique_ptr<Model>> cut = Model::Load(cut_files, model_options, pool);
   if (!cut.ok()) return Annotate(cut.status(), options.cut.string());
   for (const std::string& name : report.domains) {
+    const std::string& source_name = report.upcycled ? (*whole)->spec().domains[0].name : name;
     SCION_RETURN_IF_ERROR(
-        CompareDomain({whole->get(), name}, "the source", cut_files, {cut->get(), name}, options.log, report));
+        CompareDomain({whole->get(), source_name}, "the source", cut_files, {cut->get(), name}, options.log, report));
   }
   return absl::OkStatus();
 }
@@ -111,9 +115,10 @@ absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) {
     report.differences.push_back({"", "", "the cut does not open: " + std::string(cut.status().message())});
     return report;
   }
+  report.upcycled = IsUpcycled(**whole, **cut);
   for (const DomainSpec& domain : (*cut)->spec().domains) {
     report.domains.push_back(domain.name);
-    if (!(*whole)->spec().FindDomain(domain.name).has_value()) {
+    if (!report.upcycled && !(*whole)->spec().FindDomain(domain.name).has_value()) {
       report.differences.push_back({"config.json", "", "domain " + Quoted(domain.name) + " is not in the source"});
     }
   }

@@ -1,5 +1,6 @@
-// Proves that a cut is its source, or a graft its model and donor: the bytes of every tensor first, then the bits of
-// the logits on prompts that visit every expert of every sparse layer.
+// Proves that a cut is its source, a graft its model and donor, or an upcycled model its dense parent in every domain:
+// the bytes of every tensor first, then the bits of the logits on prompts that visit every expert of every sparse
+// layer.
 #pragma once
 
 #include <cstdint>
@@ -51,6 +52,7 @@ struct LayerCoverage {
 
 struct VerifyReport {
   std::vector<Difference> differences;  // empty: the cut is its source
+  bool upcycled = false;                // the source is dense, the cut has domains
   std::vector<std::string> domains;
   std::string model_lock_sha256;  // empty if there is no lock
   std::string cut_lock_sha256;

@@ -133,6 +133,17 @@ absl::Status Checkpoint::Read(const TensorInfo& tensor, uint64_t offset, std::sp
   return absl::DataLossError(absl::StrCat(context(), ": ", status.message()));
 }
 
+absl::Status Checkpoint::ReadInOrder(const TensorInfo& tensor, uint64_t offset, std::span<std::byte> out) const {
+  if (tensor.interleaved_head_dim == 0) return Read(tensor, offset, out);
+  const uint64_t row_bytes = DTypeRowBytes(tensor.dtype, static_cast<uint64_t>(tensor.shape.back()));
+  for (uint64_t at = 0; at < out.size(); at += row_bytes) {
+    const int64_t row = static_cast<int64_t>((offset + at) / row_bytes);
+    SCION_RETURN_IF_ERROR(
+        Read(tensor, static_cast<uint64_t>(tensor.FileRow(row)) * row_bytes, out.subspan(at, row_bytes)));
+  }
+  return absl::OkStatus();
+}
+
 void Checkpoint::Release(const TensorInfo& tensor) const {
   ::posix_fadvise(FileOf(tensor).file.fd(), static_cast<off_t>(tensor.offset), static_cast<off_t>(tensor.bytes),
                   POSIX_FADV_DONTNEED);

@@ -71,6 +71,10 @@ class Checkpoint {
   // shrunk since it was opened or cannot be read. Thread-safe.
   absl::Status Read(const TensorInfo& tensor, uint64_t offset, std::span<std::byte> out) const;
 
+  // Likewise, but rows that are interleaved in the file come in the engine's order; of such a tensor, offset and size
+  // are whole rows.
+  absl::Status ReadInOrder(const TensorInfo& tensor, uint64_t offset, std::span<std::byte> out) const;
+
   // Tells the system that a tensor's data are not needed again soon: their pages in its cache may go.
   void Release(const TensorInfo& tensor) const;
 

@@ -39,14 +39,6 @@ WeightType PackedType(WeightMode mode, const TensorInfo& tensor) {
   return exact;
 }
 
-// Row `row` of a tensor whose heads' rows are interleaved, in the file.
-int64_t FileRow(const TensorInfo& tensor, int64_t row) {
-  const int64_t head_dim = tensor.interleaved_head_dim;
-  const int64_t in_head = row % head_dim;
-  const int64_t half = head_dim / 2;
-  return row - in_head + (in_head < half ? 2 * in_head : 2 * (in_head - half) + 1);
-}
-
 }  // namespace
 
 int64_t PackPlan::Item::out_features() const {
@@ -190,8 +182,7 @@ absl::Status PackPlan::MakePanel(const Item& item, int panel, std::byte* out, St
     const int64_t end = std::min(first + count, part_end);
     const int64_t step = part->interleaved_head_dim > 0 ? 1 : end - begin;
     for (int64_t row = begin; row < end; row += step) {
-      const int64_t from =
-          step == 1 && part->interleaved_head_dim > 0 ? FileRow(*part, row - part_begin) : row - part_begin;
+      const int64_t from = part->FileRow(row - part_begin);
       SCION_RETURN_IF_ERROR(checkpoint_.Read(*part, static_cast<uint64_t>(from) * row_bytes,
                                              std::span(staging).subspan(static_cast<size_t>(row - first) * row_bytes,
                                                                         static_cast<size_t>(step) * row_bytes)));

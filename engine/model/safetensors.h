@@ -31,9 +31,16 @@ struct TensorInfo {
   uint64_t offset;  // of the data, from the start of the file
   uint64_t bytes;   // of all rows (the last dimension is a row: DTypeRowBytes), checked
   // Not 0: the rows of each head of so many come as pairs (0, head_dim/2), (1, head_dim/2 + 1), ..., as in GGUF's q and
-  // k projections of Llama, whose RoPE turns neighbours. Row i of the head is then the file's row
-  // i < head_dim/2 ? 2i : 2(i - head_dim/2) + 1.
+  // k projections of Llama, whose RoPE turns neighbours.
   int interleaved_head_dim = 0;
+
+  // Where the row lies in the file: row i of a head is then its row i < head_dim/2 ? 2i : 2(i - head_dim/2) + 1.
+  int64_t FileRow(int64_t row) const {
+    if (interleaved_head_dim == 0) return row;
+    const int64_t in_head = row % interleaved_head_dim;
+    const int64_t half = interleaved_head_dim / 2;
+    return row - in_head + (in_head < half ? 2 * in_head : 2 * (in_head - half) + 1);
+  }
 };
 
 // Reads and checks the header. Tensors come sorted by offset; `file` is 0.

@@ -115,6 +115,38 @@ absl::Status LoadRoutes(const Checkpoint& checkpoint, int layer, TableRouter& ro
   return absl::OkStatus();
 }
 
+// The blocks of a model: what each holds, and where it lies.
+struct PackPlans {
+  PackPlan trunk;
+  std::vector<PackPlan> domains;
+};
+
+// Makes room in `weights` for every matrix; it must outlive the plans.
+absl::StatusOr<PackPlans> PlanBlocks(const Checkpoint& checkpoint, WeightMode mode, const kernels::KernelTable& kernels,
+                                     Weights& weights) {
+  const ModelSpec& spec = checkpoint.spec();
+  std::vector<int> num_experts;
+  int all_experts = 0;
+  for (const DomainSpec& d : spec.domains) {
+    num_experts.push_back(d.num_experts);
+    all_experts += d.num_experts;
+  }
+  weights.layers.resize(spec.layers.size());
+  for (int layer : spec.SparseLayers()) {
+    const FfnSpec& ffn = spec.layers[static_cast<size_t>(layer)].ffn;
+    weights.layers[static_cast<size_t>(layer)].ffn.resize(static_cast<size_t>(all_experts));
+    if (ffn.router != RouterKind::kTable) continue;
+    weights.routers.emplace_back(spec.vocab_size, ffn.num_experts_per_tok, num_experts);
+  }
+  PackPlans plans{.trunk = PackPlan(checkpoint, mode, kernels), .domains = {}};
+  SCION_RETURN_IF_ERROR(PlanTrunk(spec, plans.trunk, weights));
+  for (size_t d = 0; d < spec.domains.size(); ++d) {
+    plans.domains.emplace_back(checkpoint, mode, kernels);
+    SCION_RETURN_IF_ERROR(PlanDomain(spec, static_cast<int>(d), plans.domains.back(), weights));
+  }
+  return plans;
+}
+
 }  // namespace
 
 uint64_t Weights::bytes() const {
@@ -129,23 +161,25 @@ uint64_t Weights::shared_bytes() const {
   return n;
 }
 
+absl::StatusOr<WeightSizes> PlanWeightSizes(const Checkpoint& checkpoint, WeightMode mode,
+                                            const kernels::KernelTable& kernels) {
+  Weights weights;
+  SCION_ASSIGN_OR_RETURN(const PackPlans plans, PlanBlocks(checkpoint, mode, kernels, weights));
+  SCION_ASSIGN_OR_RETURN(const TensorInfo* embedding, checkpoint.Find("model.embed_tokens.weight"));
+  WeightSizes sizes{.trunk = plans.trunk.bytes(), .embedding = embedding->bytes, .domains = {}};
+  for (const PackPlan& plan : plans.domains) sizes.domains.push_back(plan.bytes());
+  return sizes;
+}
+
 absl::StatusOr<Weights> LoadWeights(const Checkpoint& checkpoint, WeightMode mode, const kernels::KernelTable& kernels,
                                     const PackCacheOptions& cache_options, ThreadPool& pool) {
   const ModelSpec& spec = checkpoint.spec();
   Weights weights;
-  weights.layers.resize(spec.layers.size());
-  std::vector<int> num_experts;
-  int all_experts = 0;
-  for (const DomainSpec& d : spec.domains) {
-    num_experts.push_back(d.num_experts);
-    all_experts += d.num_experts;
-  }
+  SCION_ASSIGN_OR_RETURN(PackPlans plans, PlanBlocks(checkpoint, mode, kernels, weights));
+  size_t table = 0;
   for (int layer : spec.SparseLayers()) {
-    const FfnSpec& ffn = spec.layers[static_cast<size_t>(layer)].ffn;
-    weights.layers[static_cast<size_t>(layer)].ffn.resize(static_cast<size_t>(all_experts));
-    if (ffn.router != RouterKind::kTable) continue;
-    weights.routers.emplace_back(spec.vocab_size, ffn.num_experts_per_tok, num_experts);
-    SCION_RETURN_IF_ERROR(LoadRoutes(checkpoint, layer, weights.routers.back()));
+    if (spec.layers[static_cast<size_t>(layer)].ffn.router != RouterKind::kTable) continue;
+    SCION_RETURN_IF_ERROR(LoadRoutes(checkpoint, layer, weights.routers[table++]));
   }
   SCION_ASSIGN_OR_RETURN(const TensorInfo* embedding, checkpoint.Find("model.embed_tokens.weight"));
   weights.embedding_type = embedding->dtype;
@@ -161,21 +195,14 @@ absl::StatusOr<Weights> LoadWeights(const Checkpoint& checkpoint, WeightMode mod
     SCION_RETURN_IF_ERROR(ReadNorm(checkpoint, TrunkTensorName(layer, "self_attn.k_norm.weight"), w.k_norm));
   }
 
-  PackPlan trunk(checkpoint, mode, kernels);
-  SCION_RETURN_IF_ERROR(PlanTrunk(spec, trunk, weights));
-  size_t total_bytes = trunk.bytes();
-  std::vector<PackPlan> domains;
-  for (size_t d = 0; d < spec.domains.size(); ++d) {
-    domains.emplace_back(checkpoint, mode, kernels);
-    SCION_RETURN_IF_ERROR(PlanDomain(spec, static_cast<int>(d), domains.back(), weights));
-    total_bytes += domains.back().bytes();
-  }
+  size_t total_bytes = plans.trunk.bytes();
+  for (const PackPlan& plan : plans.domains) total_bytes += plan.bytes();
   PackCache cache(cache_options, total_bytes, pool);
-  SCION_ASSIGN_OR_RETURN(weights.trunk, cache.Load(trunk, "trunk"));
-  trunk.Place(weights.trunk.data());
+  SCION_ASSIGN_OR_RETURN(weights.trunk, cache.Load(plans.trunk, "trunk"));
+  plans.trunk.Place(weights.trunk.data());
   for (size_t d = 0; d < spec.domains.size(); ++d) {
-    SCION_ASSIGN_OR_RETURN(WeightMemory domain, cache.Load(domains[d], "domain-" + spec.domains[d].name));
-    domains[d].Place(domain.data());
+    SCION_ASSIGN_OR_RETURN(WeightMemory domain, cache.Load(plans.domains[d], "domain-" + spec.domains[d].name));
+    plans.domains[d].Place(domain.data());
     weights.domains.push_back(std::move(domain));
   }
   SCION_RETURN_IF_ERROR(CheckExpertForms(weights, kernels));

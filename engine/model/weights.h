@@ -55,6 +55,17 @@ struct Weights {
   uint64_t shared_bytes() const;  // of those, mapped from files of the cache
 };
 
+// Bytes of packed weights, known before anything is read.
+struct WeightSizes {
+  uint64_t trunk = 0;             // the embedding included
+  uint64_t embedding = 0;         // its rows as on disk, of which a token reads one
+  std::vector<uint64_t> domains;  // the experts of each
+};
+
+// What LoadWeights will need. Errors name the tensor.
+absl::StatusOr<WeightSizes> PlanWeightSizes(const Checkpoint& checkpoint, WeightMode mode,
+                                            const kernels::KernelTable& kernels);
+
 // Reads and packs tensor by tensor with bounded staging memory, or takes what the cache has. Errors name file and
 // tensor. `kernels` says which matrices can share prepared activations.
 absl::StatusOr<Weights> LoadWeights(const Checkpoint& checkpoint, WeightMode mode, const kernels::KernelTable& kernels,

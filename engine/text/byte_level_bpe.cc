@@ -66,8 +66,8 @@ ByteLevelBpe::ByteLevelBpe(TokenizerSpec spec, PreTokenizer pre_tokenizer, std::
   }
   if (spec_.ignore_merges) {
     for (const VocabularyEntry& entry : spec_.vocabulary) {
-      const std::string& bytes = bytes_of_id_[entry.id];
-      id_of_bytes_.emplace(bytes, entry.id);
+      // Plain text never becomes a special token.
+      if (!is_special_[entry.id]) id_of_bytes_.emplace(bytes_of_id_[entry.id], entry.id);
     }
   }
   spec_.vocabulary = {};

@@ -60,7 +60,9 @@ class Harness:
         """The verbs that make a file or directory, without its place; each with the check that it is whole."""
         makers = [(["slice", self.model, "--domain", "beta"], self.expect_whole),
                   (["densify", self.model, "--domain", "beta"], self.expect_whole),
-                  (["quantize", self.model, "--type", "q4_0"], self.expect_whole)]
+                  (["quantize", self.model, "--type", "q4_0"], self.expect_whole),
+                  (["upcycle", self.plain, "--domains", "a,b", "--experts", "2", "--sparse-layers", "1"],
+                   self.expect_whole)]
         for format_ in ("gguf", "hf"):
             verb = ["export", self.plain, "--format", format_]
             makers.append((verb, functools.partial(self.expect_export, verb)))

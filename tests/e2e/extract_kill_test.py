@@ -11,7 +11,7 @@ from extract_harness import Harness, entries, remove
 # Each call that changes what is on the disk. A name that this machine's strace or libc does not use is never hit: the
 # count below then stays 0, which the last check notices for those that matter.
 CALLS = ["write", "pwrite64", "copy_file_range", "fsync", "fdatasync", "rename", "renameat2", "mkdir", "openat", "unlink",
-         "unlinkat", "close", "flock"]
+         "unlinkat", "close", "flock", "linkat", "ioctl"]
 MUST_BE_HIT = {"write", "fsync", "openat", "flock"}
 RENAMES = {"rename", "renameat2"}
 
@@ -63,6 +63,7 @@ def main():
 
     for verb, expect_whole in harness.makers():
         kill_maker(verb, expect_whole)
+    kill_maker(["slice", harness.model, "--domain", "beta", "--link"], harness.expect_whole)
 
     # `lock --replace` writes into a model that is there already: the old lock or the new, never half of one.
     signed = place / "signed"

@@ -25,15 +25,18 @@ def test_full_disk(harness, verb, expect_whole):
             result = harness.run(*verb, "-o", out)
             if result.returncode == 0:
                 expect_whole(out, f"a disk of {pages} pages")
+                files = len(list(out.iterdir())) if out.is_dir() else 1
                 break
             harness.expect_code(result, 1, out.parent, "No space left on device")
-            failed_at.add(result.stderr.split("scion-partial")[-1].split(":")[0] or f"{pages} pages")
+            failed_at.add(result.stderr.split("scion-partial")[-1].split(":")[0] or "the file")
             harness.expect(entries(place) == [], f"a full disk of {pages} pages was left with {entries(place)}")
         finally:
             subprocess.run(["umount", place], check=True)
     else:
         harness.expect(False, "no size was enough")
-    harness.expect(len(failed_at) >= 4, f"the disk was full in too few places: {failed_at}")
+    # The first file of all may be smaller than a page.
+    places = min(4, max(1, files - 1))
+    harness.expect(len(failed_at) >= places, f"the disk was full in too few places: {failed_at}")
     print(f"{verb[0]}: disk full at:", sorted(failed_at))
 
 
@@ -164,6 +167,14 @@ def test_usage(harness):
         ["export", "--format", "gguf", "-o", out],
         ["export", model, "--format", "onnx", "-o", out],
         ["export", model, "--format", "gguf", "--type", "q5_k", "-o", out],
+        ["upcycle", harness.plain, "--domains", "a,b", "--experts", "2", "-o", out],
+        ["upcycle", harness.plain, "--domains", "a,b", "--sparse-layers", "1", "-o", out],
+        ["upcycle", harness.plain, "--experts", "2", "--sparse-layers", "1", "-o", out],
+        ["upcycle", harness.plain, "--domains", "a,b", "--experts", "two", "--sparse-layers", "1", "-o", out],
+        ["upcycle", harness.plain, "--domains", "a,b", "--experts", "2", "--sparse-layers", "1", "--seed", "-1", "-o", out],
+        ["plan", model],
+        ["plan", "--domain", "beta"],
+        ["plan", model, "--domain", "beta", "--max-eval-tokens", "0"],
         ["inspect"],
         ["lock"],
         ["-o", out, "slice", model, "--domain", "beta"],
@@ -177,7 +188,8 @@ def test_usage(harness):
 
 def test_help(harness):
     for arguments in [["--help"], ["slice", "--help"], ["verify", "--help"], ["inspect", "--help"], ["lock", "--help"],
-                      ["quantize", "--help"], ["export", "--help"]]:
+                      ["quantize", "--help"], ["export", "--help"],
+                      ["upcycle", "--help"], ["plan", "--help"]]:
         result = harness.run(*arguments)
         harness.expect_code(result, 0)
         harness.expect("Example: moe-extract " in result.stdout, f"{arguments}: no example:\n{result.stdout}")
@@ -248,6 +260,99 @@ def test_quantize(harness):
     harness.expect([entry["verb"] for entry in inspection["lock"]["lineage"]][-2:] == ["quantize", "slice"], inspection)
 
 
+def test_upcycle(harness):
+    """Made, verified, cut; what it says on stdout; names and numbers that it refuses, before anything is written."""
+    numbers = ["--experts", "2", "--sparse-layers", "2"]
+    out = harness.work / "domains"
+    result = harness.run("upcycle", harness.plain, "--domains", "code,law", *numbers, "-o", out)
+    harness.expect_code(result, 0)
+    harness.expect("domains code,law of 2 experts in the last 2 layers" in result.stdout, result.stdout)
+    harness.expect_whole(out, "upcycled")
+    result = harness.run("verify", out, "--against", harness.plain)
+    harness.expect_code(result, 0)
+    harness.expect("identical: domains is plain in every domain (code+law)" in result.stdout, result.stdout)
+    certificate = json.loads((harness.work / "domains.certificate.json").read_text())
+    harness.expect(certificate["result"] == "identical" and set(certificate["coverage"]) == {"code", "law"}, certificate)
+    cut = harness.work / "law"
+    harness.expect_code(harness.run(out, "--domain", "law", "-o", cut), 0)
+    harness.expect_code(harness.run("verify", cut, "--against", harness.plain), 0)
+    again = harness.work / "again"
+    result = harness.run("upcycle", harness.plain, "--domains", "code,law", *numbers, "--seed", "1", "--json", "-o", again)
+    harness.expect_code(result, 0)
+    summary = json.loads(result.stdout)
+    harness.expect(summary["sparse_layers"] == [1, 2] and summary["seed"] == 1, summary)
+    harness.expect(summary["smallest_share"] > 0.49 and summary["largest_share"] < 0.51, summary)
+    harness.expect((again / "domains/law.safetensors").read_bytes() == (out / "domains/law.safetensors").read_bytes(),
+                   "the same seed gave other routes")
+
+    path = out / "domains" / "law.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 0x80
+    path.write_bytes(data)
+    result = harness.run("verify", out, "--against", harness.plain)
+    harness.expect_code(result, 3, "domains/law.safetensors: model.layers.2.mlp.domains.law.experts.")
+
+    place = harness.work / "refused"
+    place.mkdir()
+    for dense, domains, experts, layers, text in [
+            (harness.plain, "code,../law", 2, 1, "'../law'"), (harness.plain, "all", 2, 1, "'all'"),
+            (harness.plain, "a,a", 2, 1, "twice"), (harness.plain, "a", 0, 1, "0 experts"),
+            (harness.plain, "a", 2, 4, "3 layers"), (harness.model, "a", 2, 1, "has experts already"),
+            ("/nowhere", "a", 2, 1, "/nowhere"), (harness.model / "config.json", "a", 2, 1, "config.json")]:
+        result = harness.run("upcycle", dense, "--domains", domains, "--experts", experts, "--sparse-layers", layers,
+                             "-o", place / "out")
+        harness.expect_code(result, 1, text)
+        harness.expect(entries(place) == [], f"left: {entries(place)}")
+    harness.expect_code(harness.run("upcycle", harness.plain, "--domains", "a", *numbers, "-o", out), 1, out,
+                        "exists already")
+
+
+def test_plan(harness):
+    """The table, and the same as JSON; nothing is written."""
+    before = entries(harness.work)
+    result = harness.run("plan", harness.model, "--domain", "beta")
+    harness.expect_code(result, 0)
+    for text in ("slice, q4_0", "fold, width 2", "memory MB", "densify"):
+        harness.expect(text in result.stdout, result.stdout)
+    result = harness.run("plan", harness.model, "--domain", "beta", "--json")
+    harness.expect_code(result, 0)
+    plan = json.loads(result.stdout)
+    cut = harness.work / "planned"
+    result = harness.run("slice", harness.model, "--domain", "beta", "-o", cut, "--json")
+    harness.expect_code(result, 0)
+    harness.expect(json.loads(result.stdout)["domains"] == ["beta"], result.stdout)
+    made = sum(path.stat().st_size for path in cut.rglob("*") if path.is_file())
+    harness.expect(abs(plan["cuts"][0]["disk_bytes"] - made) < 0.02 * made, f"{plan['cuts'][0]}, but made: {made}")
+    harness.expect(set(entries(harness.work)) - set(before) == {"planned"}, "plan wrote something")
+    harness.expect_code(harness.run("plan", harness.model, "--domain", "fr"), 1, "'fr'", "alpha, beta")
+    harness.expect_code(harness.run("plan", harness.plain, "--domain", "default"), 1, "no domains")
+    harness.expect_code(harness.run("plan", harness.model, "--domain", "beta", "--eval", "/nowhere"), 1, "tokenizer")
+
+
+def test_link(harness):
+    """Links in the same file system; in another one, or without a lock, the reason, and nothing is left."""
+    cut = harness.work / "linked"
+    result = harness.run("slice", harness.model, "--domain", "beta", "-o", cut, "--link", "--json")
+    harness.expect_code(result, 0)
+    summary = json.loads(result.stdout)
+    harness.expect(summary["reflinks"] + summary["hard_links"] == 2, summary)
+    harness.expect_whole(cut, "linked")
+    harness.expect_code(harness.run("verify", cut, "--against", harness.model, "--no-certificate"), 0)
+    place = harness.work / "elsewhere"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "scion", place], check=True)
+    try:
+        result = harness.run("slice", harness.model, "--domain", "beta", "-o", place / "cut", "--link")
+        harness.expect_code(result, 1, place, "different file systems", "--link")
+        harness.expect(entries(place) == [], f"left: {entries(place)}")
+    finally:
+        subprocess.run(["umount", place], check=True)
+    unsigned = harness.work / "unsigned"
+    shutil.copytree(harness.model, unsigned)
+    (unsigned / "scion.lock.json").unlink()
+    result = harness.run("slice", unsigned, "--domain", "beta", "-o", place / "cut", "--link")
+    harness.expect_code(result, 1, unsigned, "moe-extract lock")
+    harness.expect(entries(place) == [], f"left: {entries(place)}")
 def test_export(harness):
     """What it says on stdout; what it refuses."""
     out = harness.work / "plain.gguf"
@@ -276,6 +381,9 @@ def main():
     test_help(harness)
     test_whole_way(harness)
     test_quantize(harness)
+    test_upcycle(harness)
+    test_plan(harness)
+    test_link(harness)
     test_export(harness)
     for verb, expect_whole in harness.makers():
         test_full_disk(harness, verb, expect_whole)

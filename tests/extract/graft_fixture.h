@@ -107,6 +107,10 @@ inline std::vector<int32_t> WholeVocabulary() {
 
 // All logits of a prompt that is run alone, as bytes.
 inline std::string LogitsAlone(Running& running, const std::string& domain, const std::vector<int32_t>& prompt) {
+  if (running.model == nullptr || !running.model->spec().FindDomain(domain).has_value()) {
+    ADD_FAILURE() << "no model, or no domain " << domain;
+    return "";
+  }
   auto cache = KvCache::Create(running.model->KvPlanes(), kernels::kKvBlockTokens, 8);
   std::string bytes;
   const absl::Status status =

@@ -160,7 +160,7 @@ TEST_F(GraftTest, InCompanyOldAndNewDomainsKeepTheirBits) {
   std::vector<std::string> together(company.size());
   constexpr int kBlocksEach = 8;
   for (size_t i = 0; i < company.size(); ++i) {
-    for (int b = 0; b < kBlocksEach; ++b) blocks[i].push_back(static_cast<int32_t>(i) * kBlocksEach + b);
+    for (int b = 0; b < kBlocksEach; ++b) blocks[i].push_back(*cache->Allocate());
   }
   // Seven tokens of each at a time.
   for (int position = 0; position < 97; position += 7) {

@@ -29,13 +29,20 @@ class LifeTest : public GraftFixture {
     return names;
   }
 
+  // 0 if the graft fails.
+  uint64_t GraftedGeneration(const std::string& domain, const std::string& as) {
+    const auto result = GraftFrom(domain, as);
+    EXPECT_TRUE(result.ok()) << result.status();
+    return result.ok() ? result->generation : 0;
+  }
+
   nlohmann::json Lock() { return nlohmann::json::parse(ReadBytes(model() / "scion.lock.json")); }
   nlohmann::json Config() { return nlohmann::json::parse(ReadBytes(model() / "config.json")); }
 
   void ExpectSound() {
     const auto differences = CheckHashes(model(), nullptr);
     ASSERT_TRUE(differences.ok()) << differences.status();
-    EXPECT_THAT(*differences, IsEmpty()) << ToString(differences->front());
+    EXPECT_THAT(*differences, IsEmpty()) << (differences->empty() ? "" : ToString(differences->front()));
     EXPECT_FALSE(fs::exists(model() / ".scion-transaction"));
   }
 };
@@ -55,8 +62,9 @@ TEST_F(LifeTest, GraftThenDropLeavesTheWeightsAsTheyWere) {
   ExpectSound();
   EXPECT_EQ(WeightFiles(model()), before);
   EXPECT_EQ(Config(), config);
-  // The tiny model's writer has its own way to lay the text out.
-  EXPECT_EQ(nlohmann::json::parse(ReadBytes(model() / "model.safetensors.index.json")), nlohmann::json::parse(index));
+  // The tiny model's writer has its own way to lay the text out, and gives no size.
+  EXPECT_EQ(nlohmann::json::parse(ReadBytes(model() / "model.safetensors.index.json"))["weight_map"],
+            nlohmann::json::parse(index)["weight_map"]);
 }
 
 TEST_F(LifeTest, DropKeepsADefaultAndTheLastDomain) {
@@ -88,9 +96,9 @@ TEST_F(LifeTest, RollbackUndoesADrop) {
 
 TEST_F(LifeTest, RollbackGoesBackGenerationByGenerationAndForwardByNumber) {
   const std::string first = LogitsAlone(model(), "beta");
-  ASSERT_EQ(GraftFrom("gamma", "beta")->generation, 2u);
+  ASSERT_EQ(GraftedGeneration("gamma", "beta"), 2u);
   const std::string second = LogitsAlone(model(), "beta");
-  ASSERT_EQ(GraftFrom("delta", "beta")->generation, 3u);
+  ASSERT_EQ(GraftedGeneration("delta", "beta"), 3u);
   const std::string third = LogitsAlone(model(), "beta");
   EXPECT_NE(first, second);
   EXPECT_NE(second, third);
@@ -116,7 +124,7 @@ TEST_F(LifeTest, RollbackGoesBackGenerationByGenerationAndForwardByNumber) {
   EXPECT_FALSE(RollbackDomain("law").ok());
   // A generation's number is never used again.
   ASSERT_TRUE(RollbackDomain("beta").ok());
-  EXPECT_EQ(GraftFrom("gamma", "beta")->generation, 4u);
+  EXPECT_EQ(GraftedGeneration("gamma", "beta"), 4u);
   ExpectSound();
 }
 
@@ -134,14 +142,16 @@ TEST_F(LifeTest, RollbackRefusesAFileThatChanged) {
 }
 
 TEST_F(LifeTest, GcRemovesWhatNoGenerationInUseNeeds) {
-  const auto names = [](const CollectGarbageResult& result) {
+  const auto names = [](const absl::StatusOr<CollectGarbageResult>& result) {
     std::vector<std::string> paths;
-    for (const auto& file : result.removed) paths.push_back(file.path);
+    EXPECT_TRUE(result.ok()) << result.status();
+    if (!result.ok()) return paths;
+    for (const auto& file : result->removed) paths.push_back(file.path);
     return paths;
   };
   ASSERT_TRUE(Gc().ok());
   const auto untouched = ReadTree(model());
-  EXPECT_THAT(names(*Gc()), IsEmpty());
+  EXPECT_THAT(names(Gc()), IsEmpty());
   EXPECT_EQ(ReadTree(model()), untouched);
 
   ASSERT_TRUE(GraftFrom("gamma", "beta").ok());
@@ -150,14 +160,14 @@ TEST_F(LifeTest, GcRemovesWhatNoGenerationInUseNeeds) {
   WriteBytes(model() / "domains" / "stranger.safetensors", "left by nobody knows whom");
   WriteBytes(model() / "domains" / "notes.txt", "not weights");
   const auto before = ReadTree(model());
-  EXPECT_THAT(names(*Gc(0, true)), ElementsAre("domains/alpha.safetensors", "domains/beta.g2.safetensors",
+  EXPECT_THAT(names(Gc(0, true)), ElementsAre("domains/alpha.safetensors", "domains/beta.g2.safetensors",
                                                "domains/beta.safetensors", "domains/stranger.safetensors"));
   EXPECT_EQ(ReadTree(model()), before);
-  EXPECT_THAT(names(*Gc(1)), ElementsAre("domains/beta.safetensors", "domains/stranger.safetensors"));
+  EXPECT_THAT(names(Gc(1)), ElementsAre("domains/beta.safetensors", "domains/stranger.safetensors"));
   ExpectSound();
   ASSERT_TRUE(RollbackDomain("beta").ok());
   ASSERT_TRUE(RollbackDomain("alpha").ok());
-  EXPECT_THAT(names(*Gc()), ElementsAre("domains/beta.g3.safetensors"));
+  EXPECT_THAT(names(Gc()), ElementsAre("domains/beta.g3.safetensors"));
   ExpectSound();
   EXPECT_THAT(Names(model() / "domains"), ElementsAre("alpha.safetensors", "beta.g2.safetensors", "notes.txt"));
   const auto gone = RollbackDomain("beta");
@@ -260,7 +270,9 @@ TEST_F(LifeTest, AReaderObeysTheLockBetweenTwoRenames) {
   auto config = Config();
   config["max_position_embeddings"] = 64;
   WriteBytes(model() / "config.json", config.dump());
-  EXPECT_EQ((*Checkpoint::Open(model()))->spec().max_position_embeddings, 64);
+  const auto edited = Checkpoint::Open(model());
+  ASSERT_TRUE(edited.ok()) << edited.status();
+  EXPECT_EQ((*edited)->spec().max_position_embeddings, 64);
 }
 
 TEST_F(LifeTest, ReadersSeeBeforeOrAfterWhileWritersWork) {
@@ -275,7 +287,7 @@ TEST_F(LifeTest, ReadersSeeBeforeOrAfterWhileWritersWork) {
       ++opened;
     }
   });
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < 15; ++round) {
     // Of another number of experts each time, so that no config.json fits the other generation.
     for (const char* domain : {"gamma", "delta"}) {
       const auto grafted = GraftFrom(domain, "law");

@@ -2,6 +2,9 @@
 
 #include "extract/slice.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include "engine/base/sha256.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/lock_file.h"
@@ -304,6 +307,85 @@ TEST_F(SliceTest, TargetThatAppearsMeanwhileIsNotReplaced) {
   fs::create_directory(out());
   EXPECT_EQ(staged->Commit().code(), absl::StatusCode::kAlreadyExists);
   EXPECT_TRUE(fs::is_empty(out()));
+}
+
+absl::StatusOr<SliceResult> Link(const fs::path& model, const std::string& domain, const fs::path& out) {
+  return Slice({.model = model, .out = out, .domains = {domain}, .link = true, .version = "test", .now = TestTime()});
+}
+
+TEST_F(SliceTest, LinkedCutIsTheCutThatACopyIs) {
+  WriteBytes(model() / "tokenizer.json", "{\"a\": 1}");
+  Resign(model());
+  const auto before = ReadTree(model());
+  const auto result = Link(model(), "code", out());
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->reflinks + result->hard_links, 2);
+  ASSERT_TRUE(Cut(model(), {"code"}, temp() / "copy").ok());
+  EXPECT_EQ(ReadTree(out()), ReadTree(temp() / "copy"));  // the lock, with all hashes, included
+  EXPECT_EQ(ReadTree(model()), before);
+  const auto inode = [](const fs::path& path) {
+    struct stat status;
+    EXPECT_EQ(::stat(path.c_str(), &status), 0);
+    return status.st_ino;
+  };
+  for (const char* name : {"trunk.safetensors", "domains/code.safetensors"}) {
+    EXPECT_EQ(inode(out() / name) == inode(model() / name), result->hard_links > 0) << name;
+  }
+  for (const char* name : {"tokenizer.json", "config.json", "generation_config.json", "scion.lock.json"}) {
+    EXPECT_NE(inode(out() / name), inode(model() / name)) << name << " is written anew";
+  }
+  // The model may go; the cut stays whole.
+  fs::remove_all(model());
+  EXPECT_TRUE(Checkpoint::Open(out()).ok());
+}
+
+TEST_F(SliceTest, LinkingTakesItsHashesFromTheLockOrIsRefused) {
+  ExpectRefused(Link(model(), "code", out()), absl::StatusCode::kFailedPrecondition, "moe-extract lock");
+  Resign(model());
+  ASSERT_TRUE(Link(model(), "code", out()).ok());
+  // Nothing is read, so that damage goes along; but the cut's lock tells.
+  fs::remove_all(out());
+  const fs::path file = model() / "domains/code.safetensors";
+  FlipByte(file, ReadBytes(file).size() - 1000);
+  ASSERT_TRUE(Link(model(), "code", out()).ok());
+  const auto report = Verify(OptionsFor(out(), model()));
+  ASSERT_TRUE(report.ok());
+  ASSERT_FALSE(report->differences.empty());
+  EXPECT_EQ(report->differences[0].file, "domains/code.safetensors");
+}
+
+TEST_F(SliceTest, LinkIntoAnotherFileSystemIsRefusedWithTheReason) {
+  Resign(model());
+  struct stat here, there;
+  const fs::path shm = "/dev/shm";
+  if (::stat(temp().c_str(), &here) != 0 || ::stat(shm.c_str(), &there) != 0 || here.st_dev == there.st_dev) {
+    GTEST_SKIP() << "there is no second file system";
+  }
+  const fs::path out = shm / ("scion_link_test_" + std::to_string(::getpid()));
+  const auto result = Link(model(), "code", out);
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kFailedPrecondition) << result.status();
+  EXPECT_THAT(std::string(result.status().message()), HasSubstr("different file systems"));
+  EXPECT_FALSE(fs::exists(out));
+  EXPECT_FALSE(fs::exists(StagingPath(out)));
+}
+
+TEST_F(SliceTest, FilesOfSeveralChunksAreHashedWhole) {
+  // 12 MB in one tensor, cut by chunks of 4 MiB, and tensors that end and begin inside of one.
+  TinyModelOptions options = ThreeDomains();
+  options.vocab_size = 50'000;
+  options.hidden_size = 128;
+  fs::remove_all(model());
+  WriteTinyModel(MakeTinyModel(options), model());
+  ASSERT_TRUE(Cut(model(), {"zh"}, out()).ok());
+  const std::string bytes = ReadBytes(out() / "trunk.safetensors");
+  ASSERT_GT(bytes.size(), size_t{12} << 20);
+  EXPECT_TRUE(bytes == ReadBytes(model() / "trunk.safetensors"));
+  const auto lock = nlohmann::json::parse(ReadBytes(out() / "scion.lock.json"));
+  EXPECT_EQ(lock["files"]["trunk.safetensors"]["sha256"], Sha256Hex(bytes));
+  for (const TensorPlace& t : TensorsIn(bytes)) {
+    EXPECT_EQ(lock["files"]["trunk.safetensors"]["tensors"][t.name], Sha256Hex(bytes.substr(t.begin, t.end - t.begin)))
+        << t.name;
+  }
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <memory>
 #include <set>
 
+#include "engine/base/sha256.h"
 #include "engine/base/thread_pool.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/model.h"
@@ -304,11 +305,12 @@ TEST_F(VerifyTest, CertificateStatesHashesCoverageAndResult) {
   EXPECT_EQ(certificate["model"]["lock_sha256"], "");  // the tiny model has no lock
   const auto lock = nlohmann::json::parse(ReadBytes(cut() / "scion.lock.json"));
   EXPECT_EQ(certificate["cut"]["lock_sha256"], lock["lock_sha256"]);
-  for (const char* path : {"trunk.safetensors", "domains/alpha.safetensors"}) {
+  for (const char* path : {"trunk.safetensors", "domains/alpha.safetensors", "tokenizer.json", "generation_config.json"}) {
     EXPECT_EQ(certificate["cut"]["files"][path], lock["files"][path]["sha256"]);
     EXPECT_EQ(certificate["model"]["files"][path], lock["files"][path]["sha256"]);
   }
-  EXPECT_EQ(certificate["model"]["files"].size(), 2u);
+  EXPECT_EQ(certificate["model"]["files"]["config.json"], Sha256Hex(ReadBytes(model() / "config.json")));
+  EXPECT_EQ(certificate["model"]["files"].size(), 5u);
   const Json layer_1 = {{"layer", 1}, {"experts", 3}, {"reachable", 3}, {"visited", 3}};
   EXPECT_EQ(certificate["coverage"]["alpha"][0], layer_1);
   EXPECT_GT(certificate["positions"].get<int>(), 128);
