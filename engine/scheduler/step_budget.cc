@@ -9,7 +9,7 @@ namespace scion {
 namespace {
 
 // A step's time varies from one to the next, and a token is on its way for a while after its step.
-constexpr double kShareOfTarget = 0.9;
+constexpr double kShareOfTarget = 0.85;
 // So many times as long as decodes alone may take a step at least: with less, 128 tokens of prompt for 64 of answer
 // come in no faster than their answers end, and the queue only grows.
 constexpr double kLeastTimeOverDecodes = 1.75;
