@@ -503,7 +503,7 @@ TEST_F(UpcycleTest, OtherModelsAreRefused) {
   // Its vocabulary lacks the tokens that its merges join.
   WriteBytes(gguf(), MakeTinyGguf().Bytes());
   options.sparse_layers = 1;
-  ExpectRefused(options, absl::StatusCode::kInvalidArgument, "tokenizer.ggml: merge 0");
+  ExpectRefused(options, absl::StatusCode::kInvalidArgument, "merge 0: 'a' is not a token");
 }
 
 TEST_F(UpcycleTest, TextsWithoutUseAreRefused) {
