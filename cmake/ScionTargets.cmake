@@ -26,6 +26,10 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_FLAGS MATCHES "-fsanitize"
   # With a sanitizer's code in between, g++ 12 loses track of what the standard library has initialised.
   list(APPEND SCION_COMPILE_OPTIONS -Wno-maybe-uninitialized)
 endif()
+if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+  # std::stable_sort of libstdc++ 12 calls a function that it has itself declared deprecated. g++ still warns of ours.
+  list(APPEND SCION_COMPILE_OPTIONS -Wno-deprecated-declarations)
+endif()
 
 # scion_library(NAME SOURCES a.cc ... [DEPS x ...] [PRIVATE_DEPS y ...])
 function(scion_library name)
