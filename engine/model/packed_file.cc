@@ -38,8 +38,6 @@ struct FileState {
   int64_t seconds = 0;
   int64_t nanoseconds = 0;
   uint32_t owner = 0;
-
-  friend bool operator==(const FileState&, const FileState&) = default;
 };
 
 absl::StatusOr<FileState> StateOf(const ReadOnlyFile& file) {
