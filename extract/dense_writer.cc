@@ -9,27 +9,18 @@
 #include <utility>
 #include <vector>
 
-#include "engine/base/json.h"
-#include "engine/base/sha256.h"
 #include "engine/base/status.h"
 #include "extract/digest_file.h"
 #include "extract/progress.h"
+#include "extract/safetensors_writer.h"
 
 namespace scion {
 namespace {
 
 // A tensor of the fold: its place in the file, and how its values come to be.
 struct PlannedTensor {
-  std::string name;
-  DType type;
-  std::vector<int64_t> shape;
+  NewTensor place;
   std::function<absl::StatusOr<std::vector<float>>()> values;
-
-  uint64_t bytes() const {
-    uint64_t elements = 1;
-    for (const int64_t n : shape) elements *= static_cast<uint64_t>(n);
-    return elements * DTypeBytes(type);
-  }
 };
 
 // `m` in the upper left corner of [rows, cols], zeros elsewhere.
@@ -65,7 +56,8 @@ class DensePlan {
       SCION_RETURN_IF_ERROR(AddMatrix("lm_head.weight", spec_.vocab_size, layout_.hidden_size));
     }
     // Wide elements first, so that every element lies where its size divides the offset.
-    std::ranges::stable_sort(plan_, std::ranges::greater(), [](const PlannedTensor& t) { return DTypeBytes(t.type); });
+    std::ranges::stable_sort(plan_, std::ranges::greater(),
+                             [](const PlannedTensor& t) { return t.place.element_width(); });
     return std::move(plan_);
   }
 
@@ -73,7 +65,7 @@ class DensePlan {
   absl::Status AddMatrix(const std::string& name, int rows, int cols) {
     SCION_ASSIGN_OR_RETURN(const TensorInfo* tensor, source_.Find(name));
     plan_.push_back(
-        {name, tensor->dtype, {rows, cols}, [this, name, rows, cols]() -> absl::StatusOr<std::vector<float>> {
+        {{name, tensor->dtype, {rows, cols}}, [this, name, rows, cols]() -> absl::StatusOr<std::vector<float>> {
            SCION_ASSIGN_OR_RETURN(const FloatMatrix m, ReadMatrix(source_, name));
            return Padded(m, rows, cols);
          }});
@@ -96,9 +88,7 @@ class DensePlan {
       SCION_ASSIGN_OR_RETURN(const FloatMatrix embedding, ReadMatrix(source_, name));
       SCION_ASSIGN_OR_RETURN(channel_unit_, ChannelUnit(embedding));
     }
-    plan_.push_back({name,
-                     tensor->dtype,
-                     {spec_.vocab_size, layout_.hidden_size},
+    plan_.push_back({{name, tensor->dtype, {spec_.vocab_size, layout_.hidden_size}},
                      [this, name]() -> absl::StatusOr<std::vector<float>> {
                        SCION_ASSIGN_OR_RETURN(const FloatMatrix m, ReadMatrix(source_, name));
                        std::vector<float> values = Padded(m, spec_.vocab_size, layout_.hidden_size);
@@ -123,7 +113,7 @@ class DensePlan {
   absl::Status AddNorm(const std::string& name, int layer) {
     SCION_ASSIGN_OR_RETURN(const TensorInfo* tensor, source_.Find(name));
     const DType type = layout_.is_wider(spec_) ? DType::kF32 : tensor->dtype;
-    plan_.push_back({name, type, {layout_.hidden_size}, [this, name, layer]() -> absl::StatusOr<std::vector<float>> {
+    plan_.push_back({{name, type, {layout_.hidden_size}}, [this, name, layer]() -> absl::StatusOr<std::vector<float>> {
                        SCION_ASSIGN_OR_RETURN(std::vector<float> values, ReadVector(source_, name));
                        const double scale = std::sqrt(static_cast<double>(spec_.hidden_size) / layout_.hidden_size);
                        if (layout_.is_wider(spec_)) {
@@ -154,13 +144,12 @@ class DensePlan {
                            source_.Find(ExpertTensorName(layer, spec_.domains[0].name, 0, "gate")));
     const int rows = layout_.intermediate_size, hidden = layout_.hidden_size;
     for (const auto& [rest, matrix] : {std::pair{"mlp.gate_proj.weight", &ffn.gate}, {"mlp.up_proj.weight", &ffn.up}}) {
-      plan_.push_back({name(rest), expert->dtype, {rows, hidden}, [this, layer, rows, hidden, matrix = matrix]() {
+      plan_.push_back({{name(rest), expert->dtype, {rows, hidden}}, [this, layer, rows, hidden, matrix = matrix]() {
                          return Widened(layer, *matrix, rows, hidden);
                        }});
     }
-    plan_.push_back({name("mlp.down_proj.weight"), expert->dtype, {hidden, rows}, [&ffn, rows, hidden]() {
-                       return Padded(ffn.down, hidden, rows);
-                     }});
+    plan_.push_back({{name("mlp.down_proj.weight"), expert->dtype, {hidden, rows}},
+                     [&ffn, rows, hidden]() { return Padded(ffn.down, hidden, rows); }});
     return absl::OkStatus();
   }
 
@@ -184,22 +173,6 @@ class DensePlan {
   float channel_unit_ = 1.0f;
   std::vector<PlannedTensor> plan_;
 };
-
-std::string SafetensorsHeader(const std::vector<PlannedTensor>& plan) {
-  nlohmann::ordered_json header = {{"__metadata__", {{"format", "pt"}}}};
-  uint64_t offset = 0;
-  for (const PlannedTensor& tensor : plan) {
-    header[tensor.name] = {{"dtype", DTypeName(tensor.type)},
-                           {"shape", tensor.shape},
-                           {"data_offsets", {offset, offset + tensor.bytes()}}};
-    offset += tensor.bytes();
-  }
-  std::string text = header.dump();
-  text.resize((text.size() + 7) / 8 * 8, ' ');
-  std::string bytes(8, '\0');
-  for (size_t i = 0; i < 8; ++i) bytes[i] = static_cast<char>(uint64_t{text.size()} >> (8 * i));
-  return bytes + text;
-}
 
 uint16_t ToHalf(DType type, float value) { return type == DType::kBF16 ? F32ToBf16(value) : F32ToF16(value); }
 
@@ -226,38 +199,29 @@ void RoundTo(DType type, FloatMatrix& values) {
 }
 
 absl::StatusOr<DenseFile> WriteDense(const Checkpoint& source, const DenseLayout& layout,
-                                     const std::map<int, FoldedLayer>& folded, NewFile& out, std::FILE* log) {
+                                     const std::map<int, FoldedLayer>& folded, NewFile out, std::FILE* log) {
   DensePlan maker(source, layout, folded);
   SCION_ASSIGN_OR_RETURN(const std::vector<PlannedTensor> plan, maker.Make());
-  uint64_t total = 0;
-  for (const PlannedTensor& tensor : plan) total += tensor.bytes();
-  Progress progress(log, "writing", total, Progress::Unit::kBytes);
-  Sha256 whole;
   DenseFile written;
-  const auto append = [&](std::span<const std::byte> bytes) {
-    whole.Update(bytes);
-    written.digest.bytes += bytes.size();
-    return out.Append(bytes);
-  };
-  const std::string header = SafetensorsHeader(plan);
-  SCION_RETURN_IF_ERROR(append(std::as_bytes(std::span(header))));
+  std::vector<NewTensor> tensors;
+  for (const PlannedTensor& tensor : plan) {
+    tensors.push_back(tensor.place);
+    written.tensor_bytes += tensor.place.bytes();
+  }
+  Progress progress(log, "writing", written.tensor_bytes, Progress::Unit::kBytes);
+  SCION_ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::Create(std::move(out), std::move(tensors)));
   for (const PlannedTensor& tensor : plan) {
     if (CancelRequested()) return absl::CancelledError("interrupted while the fold was written");
     absl::StatusOr<std::vector<float>> values = tensor.values();
     if (!values.ok()) return Annotate(values.status(), source.directory().string());
     if (!std::ranges::all_of(*values, [](float v) { return std::isfinite(v); })) {
-      return absl::DataLossError(absl::StrCat(tensor.name, " would have a weight that is not finite"));
+      return absl::DataLossError(absl::StrCat(tensor.place.name, " would have a weight that is not finite"));
     }
-    const std::vector<std::byte> bytes = ToBytes(tensor.type, *values);
-    Sha256 hash;
-    hash.Update(bytes);
-    SCION_RETURN_IF_ERROR(append(bytes));
-    written.digest.tensor_sha256.emplace_back(tensor.name, hash.FinishHex());
-    written.tensor_bytes += bytes.size();
+    const std::vector<std::byte> bytes = ToBytes(tensor.place.dtype, *values);
+    SCION_RETURN_IF_ERROR(writer.Append(bytes));
     progress.Advance(bytes.size());
   }
-  SCION_RETURN_IF_ERROR(out.Finish());
-  written.digest.sha256 = whole.FinishHex();
+  SCION_ASSIGN_OR_RETURN(written.digest, writer.Finish());
   return written;
 }
 

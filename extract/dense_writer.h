@@ -29,7 +29,7 @@ struct DenseFile {
 // Matrices have the types that they have in the source, FFNs that of the source's experts; norms are F32 where the fold
 // is wider. Memory: the largest tensor in fp32. DataLoss: the source can't be read. Cancelled after RequestCancel.
 absl::StatusOr<DenseFile> WriteDense(const Checkpoint& source, const DenseLayout& layout,
-                                     const std::map<int, FoldedLayer>& folded, NewFile& out, std::FILE* log);
+                                     const std::map<int, FoldedLayer>& folded, NewFile out, std::FILE* log);
 
 // Rounds to what a tensor of the type holds. kF32, kF16, kBF16.
 void RoundTo(DType type, FloatMatrix& values);

@@ -162,7 +162,7 @@ absl::StatusOr<DensifyResult> Densify(const DensifyOptions& options) {
   SCION_ASSIGN_OR_RETURN(const auto folded, FoldLayers(checkpoint, layout, fold_options, ops));
   {
     SCION_ASSIGN_OR_RETURN(NewFile out, fold.CreateDataFile(std::string(kWeightsFile)));
-    SCION_ASSIGN_OR_RETURN(const DenseFile file, WriteDense(checkpoint, layout, folded, out, options.log));
+    SCION_ASSIGN_OR_RETURN(const DenseFile file, WriteDense(checkpoint, layout, folded, std::move(out), options.log));
     fold.AddTrunkFile(std::string(kWeightsFile), file.digest, file.tensor_bytes);
     Progress progress(nullptr, "copying", 0, Progress::Unit::kBytes);
     SCION_RETURN_IF_ERROR(fold.CopyCompanions(progress));
