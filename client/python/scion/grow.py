@@ -18,16 +18,16 @@ import torch
 
 from scion import __version__
 from scion.routes import Route
-from scion.training import curve, frozen
-from scion.training.atomic import publish_directory
-from scion.training.donor import lock, write_donor, write_json
+from scion.training import frozen
+from scion.training.donor import find_program, lock, write_donor
 from scion.training.errors import TrainingError
 from scion.training.loop import Result, train
-from scion.training.options import add_arguments, device_of, run_program, settings_of, window_of
+from scion.training.options import add_arguments, device_of, fingerprint_of, run_program, settings_of, window_of
 from scion.training.prepared_text import PreparedText, prepare
 from scion.training.progress import Progress
-from scion.training.slice_model import PROJECTIONS, SliceModel, domain_losses
-from scion.training.source import Source
+from scion.training.record import figures, publish
+from scion.training.slice_model import SliceModel, domain_losses
+from scion.training.source import PROJECTIONS, Source
 from scion.training.start import start_experts, start_routes
 from scion.training.workspace import Workspace
 
@@ -90,9 +90,9 @@ def grow(arguments: argparse.Namespace) -> None:
     if arguments.init_from not in ("scratch", "average", "best", *source.domains):
         raise TrainingError(f"--init-from {arguments.init_from}: neither scratch, average, best nor a domain; there are: "
                             f"{', '.join(source.domains)}")
-    device, settings = device_of(arguments), settings_of(arguments)
+    device, settings, program = device_of(arguments), settings_of(arguments), find_program(arguments.moe_extract)
     window = window_of(arguments, source.config.max_position_embeddings)
-    num_experts = arguments.experts or max(source.domains.values())
+    num_experts = max(source.domains.values()) if arguments.experts is None else arguments.experts
     if not source.config.num_experts_per_tok <= num_experts <= source.config.vocab_size:
         raise TrainingError(f"--experts {num_experts}: outside [{source.config.num_experts_per_tok}, "
                             f"{source.config.vocab_size}]")
@@ -110,21 +110,21 @@ def grow(arguments: argparse.Namespace) -> None:
         _say_start(progress, arguments.init_from, parents, routes, text)
         growth = Growth(slice_model)
         trunk_before = growth.trunk_hashes()
-        fingerprint = {"model": frozen.digest_of(before), "text": text.notes["ids_sha256"], "name": arguments.name,
-                       "init from": arguments.init_from, "experts": num_experts, "window": window,
-                       "batch": settings.batch_windows, "steps": settings.steps, "minutes": settings.minutes,
-                       "learning rate": settings.learning_rate, "evaluations": settings.evaluations,
-                       "seed": settings.seed, "precision": arguments.precision}
+        fingerprint = fingerprint_of(arguments, settings, text, window) | {
+            "model": frozen.digest_of(before), "name": arguments.name, "init from": arguments.init_from,
+            "experts": num_experts}
         result = train(growth, text.train, text.held_out, settings, workspace.folder, fingerprint, progress,
                        arguments.resume)
         frozen.check_same("the trunk in memory", trunk_before, growth.trunk_hashes())
-        frozen.check_same(f"{source.directory}", before, source.hashes())
+        after = source.hashes()
+        frozen.check_same(f"{source.directory}", before, after)
         record = {"program": f"scion.grow {__version__}", "domain": arguments.name, "experts": num_experts,
                   "init_from": arguments.init_from, "parents": parents, "old_domains_loss": losses,
                   "routes": {str(layer): [{"shares": route.shares, "kept": route.kept} for route in rows]
                              for layer, rows in routes.items()},
-                  "text": text.notes, "settings": fingerprint, "result": _figures(result), "frozen": before}
-        _write(arguments, slice_model, result, record, workspace, before)
+                  "text": text.notes, "settings": fingerprint, "result": figures(result),
+                  "frozen": {"before": before, "after": after}}
+        _write(arguments, slice_model, result, record, workspace, before, program)
         workspace.finish()
     _say_end(progress, result, losses, arguments, time.monotonic() - began)
 
@@ -152,15 +152,8 @@ def _say_start(progress: Progress, init_from: str, parents: list[str], routes: d
                  f"them{stay}")
 
 
-def _figures(result: Result) -> dict[str, Any]:
-    state = result.state
-    return {"ended": result.reason, "steps": state.step, "tokens": state.points[-1].tokens,
-            "seconds": round(state.points[-1].seconds, 1), "best_step": state.best_step,
-            "held_out_loss": state.best_loss, "held_out_loss_at_start": state.points[0].held_out_loss}
-
-
 def _write(arguments: argparse.Namespace, slice_model: SliceModel, result: Result, record: dict[str, Any],
-           workspace: Workspace, before: dict[str, str]) -> None:
+           workspace: Workspace, before: dict[str, str], program: str | None) -> None:
     folder = workspace.folder / "model"
     folder.mkdir()
     write_donor(slice_model, folder, arguments.trunk, arguments.seed)
@@ -168,14 +161,8 @@ def _write(arguments: argparse.Namespace, slice_model: SliceModel, result: Resul
     written = {name: digest for file in slice_model.source.trunk_files
                for name, digest in frozen.file_hashes(folder / file).items()}
     frozen.check_same("the written trunk", {name: before[name] for name in trunk}, written)
-    lock(folder, arguments.moe_extract)
-    training = folder / "training"
-    training.mkdir()
-    write_json(training / "record.json", record)
-    (training / "loss.csv").write_text(curve.csv(result.state.points), encoding="utf-8")
-    title = f"{arguments.name}, from {arguments.init_from}"
-    (training / "loss.svg").write_text(curve.svg(result.state.points, title), encoding="utf-8")
-    publish_directory(folder, arguments.out)
+    lock(folder, program)
+    publish(folder, arguments.out, record, result, f"{arguments.name}, from {arguments.init_from}")
 
 
 def _say_end(progress: Progress, result: Result, losses: dict[str, float], arguments: argparse.Namespace,
@@ -198,7 +185,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--experts", type=int, help="per sparse layer (default: as many as the largest domain has)")
     parser.add_argument("--trunk", choices=("link", "copy"), default="link",
                         help="how OUT gets the trunk: a hard link where that can be (default), or a copy")
-    parser.add_argument("--moe-extract", help="the program, which writes OUT's lock (default: from the PATH, if it is there)")
     add_arguments(parser, LEARNING_RATE)
     arguments = parser.parse_args(argv)
     return run_program("grow", lambda: grow(arguments))

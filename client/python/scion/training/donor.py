@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from scion.training.errors import TrainingError
-from scion.training.slice_model import PROJECTIONS, SliceModel, expert_name, tensor_name
-from scion.training.source import Source
+from scion.training.slice_model import SliceModel
+from scion.training.source import PROJECTIONS, Source, expert_name, tensor_name
 
 COMPANIONS = ("added_tokens.json", "chat_template.jinja", "generation_config.json", "merges.txt",
               "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -72,14 +72,19 @@ def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def lock(folder: pathlib.Path, program: str | None) -> bool:
-    """Has moe-extract write scion.lock.json; False if the program is not found. TrainingError if it refuses."""
-    found = shutil.which(program or "moe-extract")
-    if found is None:
-        if program is not None:
-            raise TrainingError(f"{program}: no such program")
-        return False
-    result = subprocess.run([found, "lock", str(folder)], capture_output=True, text=True, check=False)
+def find_program(asked: str | None) -> str | None:
+    """moe-extract, as asked for or from the PATH; None if nobody asked and there is none. TrainingError if the one that
+    was asked for is not there."""
+    found = shutil.which(asked or "moe-extract")
+    if found is None and asked is not None:
+        raise TrainingError(f"{asked}: no such program")
+    return found
+
+
+def lock(folder: pathlib.Path, program: str | None) -> None:
+    """Has moe-extract, if there is one, write scion.lock.json. TrainingError if it refuses."""
+    if program is None:
+        return
+    result = subprocess.run([program, "lock", str(folder)], capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise TrainingError(f"{found} lock: {result.stderr.strip()}")
-    return True
+        raise TrainingError(f"{program} lock: {result.stderr.strip()}")

@@ -51,10 +51,13 @@ def file_hashes(path: pathlib.Path) -> dict[str, str]:
     return hashes
 
 
+def tensor_bytes(tensor: torch.Tensor, dtype: torch.dtype) -> memoryview:
+    """What a file of that type would hold."""
+    return memoryview(tensor.detach().to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy())
+
+
 def tensor_hash(tensor: torch.Tensor, dtype: torch.dtype) -> str:
-    """Of the bytes that a file of that type would hold."""
-    raw = tensor.detach().to("cpu", dtype).contiguous().view(-1).view(torch.uint8)
-    return hashlib.sha256(memoryview(raw.numpy())).hexdigest()
+    return hashlib.sha256(tensor_bytes(tensor, dtype)).hexdigest()
 
 
 def check_same(what: str, before: Mapping[str, str], after: Mapping[str, str]) -> None:

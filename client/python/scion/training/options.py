@@ -6,11 +6,13 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from scion.training.errors import TrainingError
 from scion.training.loop import Interrupted, Settings
+from scion.training.prepared_text import PreparedText
 
 DEFAULT_MINUTES = 10.0
 
@@ -49,8 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser, learning_rate: float) -> None
     run.add_argument("--resume", action="store_true", help="goes on from the checkpoint of a run that was stopped")
     run.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
     run.add_argument("--threads", type=positive(int), help="of the CPU (default: all)")
+    run.add_argument("--moe-extract", metavar="PROGRAM",
+                     help="which writes OUT's lock (default: from the PATH, if it is there)")
     run.add_argument("--precision", choices=("fp32", "bf16"), default="bf16",
                      help="of products in training; weights are fp32 either way (default: %(default)s)")
+
+
+def fingerprint_of(arguments: argparse.Namespace, settings: Settings, text: PreparedText, window: int) -> dict[str, Any]:
+    """What must be the same for a run to be resumed; goes into the record, too."""
+    return {"text": text.notes["ids_sha256"], "window": window, "batch": settings.batch_windows, "steps": settings.steps,
+            "minutes": settings.minutes, "learning rate": settings.learning_rate, "evaluations": settings.evaluations,
+            "held-out windows": settings.held_out_windows, "patience": settings.patience, "seed": settings.seed,
+            "precision": arguments.precision}
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:

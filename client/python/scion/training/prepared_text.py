@@ -70,7 +70,7 @@ def _encode(text: pathlib.Path, held_out: pathlib.Path | None, encoder: tuple[En
 def _too_short(what: str, text: pathlib.Path, held_out: pathlib.Path | None, notes: dict[str, Any],
                window_tokens: int) -> str:
     needed = LEAST_WINDOWS * window_tokens
-    if notes["train_tokens"] + notes["held_out_tokens"] == 0:
+    if notes["train_tokens"] == 0:
         return f"{text}: the text is empty"
     if what == "train":
         return f"{text}: {notes['train_tokens']} tokens to train on, {needed} are the least"

@@ -9,17 +9,7 @@ import torch.nn.functional as F
 
 from scion.modeling_scion import ScionExpertGroup, ScionForCausalLM, ScionSparseMLP
 from scion.training.errors import TrainingError
-from scion.training.source import Source
-
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-
-
-def tensor_name(layer: int, domain: str, what: str) -> str:
-    return f"model.layers.{layer}.mlp.domains.{domain}.{what}"
-
-
-def expert_name(layer: int, domain: str, expert: int, projection: str) -> str:
-    return tensor_name(layer, domain, f"experts.{expert}.{projection}.weight")
+from scion.training.source import PROJECTIONS, Source, expert_name, tensor_name
 
 
 class SliceModel:
@@ -32,7 +22,11 @@ class SliceModel:
         self.source, self.config, self.device, self._autocast = source, config, device, autocast
         self.model = ScionForCausalLM(config)
         trunk = {name: source.read(name).float() for name in source.trunk}
-        missing, unexpected = self.model.load_state_dict(trunk, strict=False)
+        try:
+            missing, unexpected = self.model.load_state_dict(trunk, strict=False)
+        except RuntimeError as error:
+            raise TrainingError(f"{source.directory}: the trunk is not what config.json asks for: "
+                                f"{str(error).splitlines()[1].strip()}") from error
         missing = [name for name in missing if ".mlp.domains." not in name]
         self.model.tie_weights()
         if config.tie_word_embeddings:

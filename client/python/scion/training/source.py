@@ -13,6 +13,16 @@ from scion.training.errors import TrainingError
 from scion.training.frozen import DTYPES, file_hashes, read_header
 from scion.training.texts import Encoder
 
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
+def tensor_name(layer: int, domain: str, what: str) -> str:
+    return f"model.layers.{layer}.mlp.domains.{domain}.{what}"
+
+
+def expert_name(layer: int, domain: str, expert: int, projection: str) -> str:
+    return tensor_name(layer, domain, f"experts.{expert}.{projection}.weight")
+
 
 class Source:
     """tensors: which file has which. TrainingError if it is no model whose domains can be trained."""
@@ -37,7 +47,26 @@ class Source:
                 raise TrainingError(f"{directory}/{file} has no tensor {name}, which the index names")
             if found[name][1]["dtype"] not in DTYPES:
                 raise TrainingError(f"{directory}: tensor {name} is {found[name][1]['dtype']}: only float models train")
+        self.shapes = {name: entry["shape"] for name, (_, entry) in found.items()}
         self.dtypes = {name: DTYPES[entry["dtype"]] for name, (_, entry) in found.items()}
+
+        self._check_domains()
+
+    def _check_domains(self) -> None:
+        config = self.config
+        for domain, num_experts in self.domains.items():
+            wanted = {tensor_name(layer, domain, "route"): [config.num_experts_per_tok, config.vocab_size]
+                      for layer in config.sparse_layers}
+            for layer in config.sparse_layers:
+                for expert in range(num_experts):
+                    for projection in PROJECTIONS:
+                        shape = [config.moe_intermediate_size, config.hidden_size]
+                        wanted[expert_name(layer, domain, expert, projection)] = \
+                            shape[::-1] if projection == "down_proj" else shape
+            for name, shape in wanted.items():
+                if self.shapes.get(name) != shape:
+                    raise TrainingError(f"{self.directory}: tensor {name} has the shape {self.shapes.get(name)}, "
+                                        f"config.json asks for {shape}")
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.directory / name

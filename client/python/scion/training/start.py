@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from scion.routes import Route, balanced_route
-from scion.training.slice_model import PROJECTIONS, SliceModel, expert_name, tensor_name
-from scion.training.source import Source
+from scion.training.slice_model import SliceModel
+from scion.training.source import PROJECTIONS, Source, expert_name, tensor_name
 
 
 def parents_of_expert(expert: int, num_experts: int, parent_experts: int) -> list[int]:

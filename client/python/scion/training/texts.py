@@ -60,6 +60,8 @@ def _plain_pieces(path: pathlib.Path, file: BinaryIO) -> Iterator[str]:
             at = offset + error.start - (len(error.object) - len(block))
             raise TrainingError(f"{path}: not UTF-8 at byte {at}: a binary file, or a text to be converted") from None
         offset += len(block)
+        if len(block) < PIECE_BYTES:
+            continue  # the last one
         cut = rest.rfind("\n") + 1 or rest.rfind(" ") + 1 or len(rest)
         yield rest[:cut]
         rest = rest[cut:]
