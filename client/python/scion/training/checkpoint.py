@@ -1,7 +1,7 @@
 """Where a run is, in one file, from which it goes on: parameters, optimiser, data position, random state, curve."""
 
 import pathlib
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -12,12 +12,39 @@ NAME = "checkpoint.pt"
 FORMAT = 1
 
 
+class _File:
+    """Keeps the error of a write, of which torch.save makes another one that doesn't say what happened."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 def save(folder: pathlib.Path, content: dict[str, Any]) -> None:
-    """Replaces the checkpoint in `folder`; the old one stays if that fails, with TrainingError."""
+    """Replaces the checkpoint in `folder`; the old one stays if that fails, with OSError."""
+    def write(file: BinaryIO) -> None:
+        watched = _File(file)
+        try:
+            torch.save({"format": FORMAT, **content}, watched)
+        except RuntimeError:
+            if watched.error is not None:
+                raise watched.error from None
+            raise
+
     try:
-        write_atomically(folder / NAME, lambda file: torch.save({"format": FORMAT, **content}, file))
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        raise TrainingError(f"{folder / NAME}: can't be written: {error}; the checkpoint before it is whole") from error
+        write_atomically(folder / NAME, write)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"{folder / NAME} (the one before it is whole)") from error
 
 
 def load(folder: pathlib.Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
