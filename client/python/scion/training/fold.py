@@ -35,6 +35,7 @@ class Fold:
         if config["num_hidden_layers"] <= max(layers):
             raise TrainingError(f"{directory}: {config['num_hidden_layers']} layers, and layer {max(layers)} is to be one "
                                 "that was folded")
+        transformers.utils.logging.disable_progress_bar()
         # Not the dtype of the config: norms may be F32 among BF16.
         key = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
         try:
