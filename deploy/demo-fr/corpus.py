@@ -26,17 +26,30 @@ from text_formats import texts_of  # noqa: E402
 
 SOURCES = {  # no two splits have a Debian source package in common
     "eval": [("aptitude-doc-fr", HTML, "html"), ("maint-guide-fr", HTML, "html"), ("texworks-help-fr", HTML, "html")],
-    "calibration": [("developers-reference-fr", HTML, "html"), ("gosa-help-fr", HTML, "html"),
-                    ("debian-faq-fr", HTML, "html")],
-    "train": [("manpages-fr", r"/man/fr/", "man"), ("manpages-fr-dev", r"/man/fr/", "man"),
-              ("libreoffice-help-fr", HTML, "html"), ("kicad-doc-fr", HTML, "html"),
-              ("lilypond-doc-html-fr", r"\.fr\.html$", "html"), ("debian-reference-fr", HTML, "html"),
-              ("debian-edu-doc-fr", HTML, "html"), ("scilab-doc-fr", HTML, "html")],
+    "calibration": [
+        ("developers-reference-fr", HTML, "html"),
+        ("gosa-help-fr", HTML, "html"),
+        ("debian-faq-fr", HTML, "html"),
+    ],
+    "train": [
+        ("manpages-fr", r"/man/fr/", "man"),
+        ("manpages-fr-dev", r"/man/fr/", "man"),
+        ("libreoffice-help-fr", HTML, "html"),
+        ("kicad-doc-fr", HTML, "html"),
+        ("lilypond-doc-html-fr", r"\.fr\.html$", "html"),
+        ("debian-reference-fr", HTML, "html"),
+        ("debian-edu-doc-fr", HTML, "html"),
+        ("scilab-doc-fr", HTML, "html"),
+    ],
 }
-FRENCH = set("au aux avec ce ces cette comme dans de des du elle en est et il la le les leur mais ne nous on ou par pas "
-             "plus pour que qui sa se ses si son sont sous sur un une vous à être".split())
-ENGLISH = set("a an and are as at be by can for from has have if in is it not of or that the this to was when which will "
-              "with you your".split())
+FRENCH = set(
+    "au aux avec ce ces cette comme dans de des du elle en est et il la le les leur mais ne nous on ou par pas "
+    "plus pour que qui sa se ses si son sont sous sur un une vous à être".split()
+)
+ENGLISH = set(
+    "a an and are as at be by can for from has have if in is it not of or that the this to was when which will "
+    "with you your".split()
+)
 WORD = re.compile(r"[^\W\d_]+")
 EVAL_BYTES = 80000
 EXCERPT_CHARACTERS = 4000  # of a document of the evaluation
@@ -71,8 +84,10 @@ def documents_of(source, seen):
 
 def build_eval(documents):
     """deploy/demo/eval's form: excerpts in order of the documents' sha256, the packages in turn."""
-    queues = {package: sorted((hashlib.sha256(text.encode()).hexdigest(), text) for text in texts)
-              for package, texts in documents.items()}
+    queues = {
+        package: sorted((hashlib.sha256(text.encode()).hexdigest(), text) for text in texts)
+        for package, texts in documents.items()
+    }
     chosen, size = [], 0
     while size < EVAL_BYTES and any(queues.values()):
         for package, queue in queues.items():
@@ -85,7 +100,9 @@ def build_eval(documents):
 
 def write(path, documents):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents), encoding="utf-8"
+    )
 
 
 def main():
@@ -98,10 +115,13 @@ def main():
         documents = {}
         for source in sources:
             fetch(source[0])
-            documents[source[0]] = [text for text in documents_of(source, seen)
-                                    if not shared_runs(tokenizer, text, forbidden)]
+            documents[source[0]] = [
+                text for text in documents_of(source, seen) if not shared_runs(tokenizer, text, forbidden)
+            ]
             size = sum(len(text.encode()) for text in documents[source[0]])
-            print(f"{split:12} {source[0]:24} {len(documents[source[0]]):5} documents, {size / 1e6:6.2f} MB", flush=True)
+            print(
+                f"{split:12} {source[0]:24} {len(documents[source[0]]):5} documents, {size / 1e6:6.2f} MB", flush=True
+            )
         if split == "eval":
             chosen = build_eval(documents)
             write(out / "eval" / "fr.jsonl", chosen)

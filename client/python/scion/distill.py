@@ -48,8 +48,9 @@ class Distillation:
         logits = self._fold.logits(ids)
         with torch.no_grad():
             target = torch.log_softmax(self._teacher.logits(ids), -1)
-        divergence = F.kl_div(torch.log_softmax(logits, -1).flatten(0, 1), target.flatten(0, 1), log_target=True,
-                              reduction="batchmean")
+        divergence = F.kl_div(
+            torch.log_softmax(logits, -1).flatten(0, 1), target.flatten(0, 1), log_target=True, reduction="batchmean"
+        )
         share = self._text_share if progress >= TEXT_FROM else 0.0
         if share == 0:
             return divergence
@@ -68,8 +69,10 @@ def parse_teacher(text: str) -> tuple[pathlib.Path, str]:
 
 def check_pair(fold: Fold, source: Source) -> None:
     """TrainingError if the fold can't have been made of the model."""
-    for what, ours, theirs in (("vocab_size", fold.vocab_size, source.config.vocab_size),
-                               ("num_hidden_layers", fold.model.config.num_hidden_layers, source.config.num_hidden_layers)):
+    for what, ours, theirs in (
+        ("vocab_size", fold.vocab_size, source.config.vocab_size),
+        ("num_hidden_layers", fold.model.config.num_hidden_layers, source.config.num_hidden_layers),
+    ):
         if ours != theirs:
             raise TrainingError(f"{fold.directory}: {what} is {ours}; the teacher's is {theirs}")
     for directory in (fold.directory, source.directory):
@@ -92,49 +95,86 @@ def distill(arguments: argparse.Namespace) -> None:
     progress, began = Progress("distill"), time.monotonic()
     before = fold.hashes()
     with Workspace(arguments.out, arguments.resume) as workspace:
-        text = prepare(workspace, arguments.text, arguments.held_out, source.encoder(), fold.vocab_size, window,
-                       arguments.max_tokens, arguments.seed, progress)
+        text = prepare(
+            workspace,
+            arguments.text,
+            arguments.held_out,
+            source.encoder(),
+            fold.vocab_size,
+            window,
+            arguments.max_tokens,
+            arguments.seed,
+            progress,
+        )
         teacher = SliceModel(source, domain, source.domains[domain], device, autocast)
         teacher.load_domain(domain)
         with torch.no_grad():
             held_out = text.held_out.spread(settings.held_out_windows, settings.batch_windows)
             aim = float(torch.cat([teacher.losses(ids).double() for ids in held_out]).mean())
-        progress.say(f"{text.notes['train_tokens']} tokens to train on, {text.notes['held_out_tokens']} held out; the "
-                     f"slice's loss on these is {aim:.4f}")
+        progress.say(
+            f"{text.notes['train_tokens']} tokens to train on, {text.notes['held_out_tokens']} held out; the "
+            f"slice's loss on these is {aim:.4f}"
+        )
         in_memory = fold.frozen_hashes()
         fingerprint = fingerprint_of(arguments, settings, text, window) | {
-            "fold": frozen.digest_of(before), "teacher": frozen.digest_of(source.hashes()), "domain": domain,
-            "text share": arguments.text_share}
-        result = train(Distillation(fold, teacher, arguments.text_share), text.train, text.held_out, settings,
-                       workspace.folder, fingerprint, progress, arguments.resume)
+            "fold": frozen.digest_of(before),
+            "teacher": frozen.digest_of(source.hashes()),
+            "domain": domain,
+            "text share": arguments.text_share,
+        }
+        result = train(
+            Distillation(fold, teacher, arguments.text_share),
+            text.train,
+            text.held_out,
+            settings,
+            workspace.folder,
+            fingerprint,
+            progress,
+            arguments.resume,
+        )
         frozen.check_same("what is not folded, in memory,", in_memory, fold.frozen_hashes())
         folder = workspace.folder / "model"
         folder.mkdir()
         fold.write(folder)
         after = {name: digest for file in fold.files for name, digest in frozen.file_hashes(folder / file).items()}
         kept = [name for name in before if name not in fold.parameters()]
-        frozen.check_same("the written trunk", {name: before[name] for name in kept}, {name: after[name] for name in kept})
+        frozen.check_same(
+            "the written trunk", {name: before[name] for name in kept}, {name: after[name] for name in kept}
+        )
         lock(folder, program)
-        record = {"program": f"scion.distill {__version__}", "teacher": f"{model.name}@{domain}", "text": text.notes,
-                  "settings": fingerprint, "teacher_held_out_loss": aim, "result": figures(result),
-                  "frozen": {"before": {name: before[name] for name in kept}, "after": {name: after[name] for name in kept}}}
+        record = {
+            "program": f"scion.distill {__version__}",
+            "teacher": f"{model.name}@{domain}",
+            "text": text.notes,
+            "settings": fingerprint,
+            "teacher_held_out_loss": aim,
+            "result": figures(result),
+            "frozen": {"before": {name: before[name] for name in kept}, "after": {name: after[name] for name in kept}},
+        }
         publish(folder, arguments.out, record, result, f"{arguments.fold.name}, after {domain}")
         workspace.finish()
     state = result.state
-    progress.say(f"{arguments.out}: held-out loss {state.best_loss:.4f} (step {state.best_step}; at the start "
-                 f"{state.points[0].held_out_loss:.4f}, the slice's {aim:.4f}); ended by {result.reason}; "
-                 f"{time.monotonic() - began:.0f} s in all; every other tensor is as it was")
+    progress.say(
+        f"{arguments.out}: held-out loss {state.best_loss:.4f} (step {state.best_step}; at the start "
+        f"{state.points[0].held_out_loss:.4f}, the slice's {aim:.4f}); ended by {result.reason}; "
+        f"{time.monotonic() - began:.0f} s in all; every other tensor is as it was"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scion.distill", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m scion.distill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("fold", type=pathlib.Path, help="a directory that moe-extract densify wrote")
     parser.add_argument("--teacher", required=True, metavar="MODEL@DOMAIN", help="what the fold was made of")
     parser.add_argument("-o", "--out", type=pathlib.Path, required=True, help="the directory to be written")
-    parser.add_argument("--text-share", type=float, default=0.0,
-                        help=f"of the loss, by the text's own tokens, in the last {1 - TEXT_FROM:.0%}%% of the run "
-                        "(default: %(default)s)")
+    parser.add_argument(
+        "--text-share",
+        type=float,
+        default=0.0,
+        help=f"of the loss, by the text's own tokens, in the last {1 - TEXT_FROM:.0%}%% of the run "
+        "(default: %(default)s)",
+    )
     add_arguments(parser, LEARNING_RATE)
     arguments = parser.parse_args(argv)
     return run_program("distill", lambda: distill(arguments))

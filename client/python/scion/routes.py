@@ -18,8 +18,14 @@ class Route:
     kept: float | None  # share of the mass that stays with an expert that the parents name; None without parents
 
 
-def balanced_route(mass: np.ndarray, num_experts: int, seed: int, stream: int,
-                   preference: np.ndarray | None = None, taken: np.ndarray | None = None) -> Route:
+def balanced_route(
+    mass: np.ndarray,
+    num_experts: int,
+    seed: int,
+    stream: int,
+    preference: np.ndarray | None = None,
+    taken: np.ndarray | None = None,
+) -> Route:
     """mass: [vocab_size] i64, how often each token comes. stream: which table of those that a seed gives.
 
     preference: [vocab_size, num_experts] how much each expert is preferred for a token; 0: it is no parent's choice.
@@ -54,5 +60,8 @@ def balanced_route(mass: np.ndarray, num_experts: int, seed: int, stream: int,
         loads[expert] += weight
         tokens[expert] += 1
     shares = loads if loads.sum() else tokens
-    return Route(expert_of_token, (shares / shares.sum()).tolist(),
-                 None if preference is None else kept / max(1, int(mass.sum())))
+    return Route(
+        expert_of_token,
+        (shares / shares.sum()).tolist(),
+        None if preference is None else kept / max(1, int(mass.sum())),
+    )

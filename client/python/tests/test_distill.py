@@ -16,8 +16,11 @@ from scion.training import loop
 from scion.training.fold import Fold
 from training_fixtures import Program, model, run_distill, texts  # noqa: F401
 
-FOLDED = {f"model.layers.{layer}.mlp.{projection}_proj.weight" for layer in tiny_model.SPARSE
-          for projection in ("gate", "up", "down")}
+FOLDED = {
+    f"model.layers.{layer}.mlp.{projection}_proj.weight"
+    for layer in tiny_model.SPARSE
+    for projection in ("gate", "up", "down")
+}
 
 
 @pytest.fixture
@@ -25,8 +28,23 @@ def fold(model: pathlib.Path, texts: dict[str, pathlib.Path], tmp_path: pathlib.
     """Of aa, one expert wide, its three experts told apart by route channels."""
     calibration = tmp_path / "calibration.txt"
     calibration.write_text(tiny_model.text(3000, seed=4))
-    engine.run("moe-extract", "densify", model, "--domain", "aa", "--width", 1, "--method", "weighted", "--route-channels",
-               "on", "--calibration", calibration, "-o", tmp_path / "fold")
+    engine.run(
+        "moe-extract",
+        "densify",
+        model,
+        "--domain",
+        "aa",
+        "--width",
+        1,
+        "--method",
+        "weighted",
+        "--route-channels",
+        "on",
+        "--calibration",
+        calibration,
+        "-o",
+        tmp_path / "fold",
+    )
     return tmp_path / "fold"
 
 
@@ -36,16 +54,28 @@ def differing(a: pathlib.Path, b: pathlib.Path) -> set[str]:
     return {name for name in ours if not torch.equal(ours[name], theirs[name])}
 
 
-def test_training_brings_a_fold_nearer_to_its_slice(model: pathlib.Path, fold: pathlib.Path, run_distill: Program,
-                                                       tmp_path: pathlib.Path) -> None:
+def test_training_brings_a_fold_nearer_to_its_slice(
+    model: pathlib.Path, fold: pathlib.Path, run_distill: Program, tmp_path: pathlib.Path
+) -> None:
     out = tmp_path / "out"
-    assert run_distill(fold, f"{model}@aa", "--steps", "150", "--learning-rate", "0.03", "--moe-extract",
-                       str(engine.BIN / "moe-extract")) == 0
+    assert (
+        run_distill(
+            fold,
+            f"{model}@aa",
+            "--steps",
+            "150",
+            "--learning-rate",
+            "0.03",
+            "--moe-extract",
+            str(engine.BIN / "moe-extract"),
+        )
+        == 0
+    )
     assert differing(out, fold) == FOLDED
     record = json.loads((out / "training/record.json").read_text())
     assert set(record["frozen"]["before"]) == set(load_file(out / "model.safetensors")) - FOLDED
     assert record["frozen"]["before"] == record["frozen"]["after"]
-    ids = [list((tmp_path / "held-out.txt").read_bytes()[begin:begin + 32]) for begin in (0, 1000, 2000)]
+    ids = [list((tmp_path / "held-out.txt").read_bytes()[begin : begin + 32]) for begin in (0, 1000, 2000)]
 
     def divergence(directory: pathlib.Path, domain: str) -> float:
         """KL from the slice, by the engine's logits."""
@@ -64,8 +94,9 @@ def test_training_brings_a_fold_nearer_to_its_slice(model: pathlib.Path, fold: p
     assert np.abs(given - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-def test_padding_stays_zero_and_the_route_is_not_written_to(model: pathlib.Path, fold: pathlib.Path,
-                                                            run_distill: Program, tmp_path: pathlib.Path) -> None:
+def test_padding_stays_zero_and_the_route_is_not_written_to(
+    model: pathlib.Path, fold: pathlib.Path, run_distill: Program, tmp_path: pathlib.Path
+) -> None:
     assert run_distill(fold, f"{model}@aa", "--text-share", "0.5") == 0
     before, after = (load_file(path / "model.safetensors") for path in (fold, tmp_path / "out"))
     hidden = before["model.norm.weight"] != 0
@@ -73,13 +104,23 @@ def test_padding_stays_zero_and_the_route_is_not_written_to(model: pathlib.Path,
     for layer in tiny_model.SPARSE:
         prefix = f"model.layers.{layer}.mlp."
         # intermediate_size is the trunk's 64; an expert has 48 neurons.
-        assert not after[f"{prefix}gate_proj.weight"][48:].any() and not after[f"{prefix}down_proj.weight"][:, 48:].any()
+        assert (
+            not after[f"{prefix}gate_proj.weight"][48:].any() and not after[f"{prefix}down_proj.weight"][:, 48:].any()
+        )
         assert torch.equal(after[f"{prefix}down_proj.weight"][~hidden], before[f"{prefix}down_proj.weight"][~hidden])
-        assert not torch.equal(after[f"{prefix}gate_proj.weight"][:48, ~hidden], before[f"{prefix}gate_proj.weight"][:48, ~hidden])
+        assert not torch.equal(
+            after[f"{prefix}gate_proj.weight"][:48, ~hidden], before[f"{prefix}gate_proj.weight"][:48, ~hidden]
+        )
 
 
-def test_a_trunk_that_moves_is_found(model: pathlib.Path, fold: pathlib.Path, run_distill: Program, tmp_path: pathlib.Path,
-                                     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trunk_that_moves_is_found(
+    model: pathlib.Path,
+    fold: pathlib.Path,
+    run_distill: Program,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     real = loop.train
 
     def train(task, *arguments):
@@ -100,22 +141,36 @@ def test_only_folded_layers_have_gradients(model: pathlib.Path, fold: pathlib.Pa
     assert {name for name, parameter in loaded.model.named_parameters() if parameter.requires_grad} == FOLDED
 
 
-def test_what_does_not_fit_is_said(model: pathlib.Path, fold: pathlib.Path, run_distill: Program, tmp_path: pathlib.Path,
-                                   capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_is_said(
+    model: pathlib.Path,
+    fold: pathlib.Path,
+    run_distill: Program,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     other = tiny_model.make(tmp_path / "other", {"aa": 2})
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["added_tokens"][0]["content"] = "<|end|>"
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    for where, teacher, message in ((fold, f"{model}@zz", "there are: aa, bb"), (fold, str(model), "MODEL@DOMAIN"),
-                                    (model, f"{model}@aa", "not a dense Llama"), (fold, f"{other}@aa", "another vocabulary"),
-                                    (tmp_path / "nowhere", f"{model}@aa", "config.json")):
+    for where, teacher, message in (
+        (fold, f"{model}@zz", "there are: aa, bb"),
+        (fold, str(model), "MODEL@DOMAIN"),
+        (model, f"{model}@aa", "not a dense Llama"),
+        (fold, f"{other}@aa", "another vocabulary"),
+        (tmp_path / "nowhere", f"{model}@aa", "config.json"),
+    ):
         assert run_distill(where, teacher) == 1
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
         assert not (tmp_path / "out").exists() and list(tmp_path.glob(".out*")) == []
 
 
-def test_stopped_and_resumed_it_is_the_same_run(model: pathlib.Path, fold: pathlib.Path, run_distill: Program,
-                                                tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_and_resumed_it_is_the_same_run(
+    model: pathlib.Path,
+    fold: pathlib.Path,
+    run_distill: Program,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert run_distill(fold, f"{model}@aa", out=tmp_path / "whole") == 0
     step = loop._Run._step
 

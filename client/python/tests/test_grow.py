@@ -19,8 +19,11 @@ from training_fixtures import Program, model, run_grow, texts  # noqa: F401
 
 
 def files_of(directory: pathlib.Path) -> dict[str, str]:
-    return {path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in directory.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_twenty_steps_give_a_donor(model: pathlib.Path, run_grow: Program, tmp_path: pathlib.Path) -> None:
@@ -48,12 +51,16 @@ def test_twenty_steps_give_a_donor(model: pathlib.Path, run_grow: Program, tmp_p
             assert (was.view(np.uint32) == now.view(np.uint32)).all()
 
 
-def test_the_hashes_of_the_record_are_those_of_the_files(model: pathlib.Path, run_grow: Program,
-                                                         tmp_path: pathlib.Path) -> None:
+def test_the_hashes_of_the_record_are_those_of_the_files(
+    model: pathlib.Path, run_grow: Program, tmp_path: pathlib.Path
+) -> None:
     assert run_grow() == 0
     frozen = json.loads((tmp_path / "out/training/record.json").read_text())["frozen"]
-    expected = {name: hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
-                for file in model.rglob("*.safetensors") for name, tensor in load_file(file).items()}
+    expected = {
+        name: hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        for file in model.rglob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
     assert frozen["before"] == frozen["after"] == expected
 
 
@@ -67,15 +74,19 @@ def test_what_is_served_has_learnt_the_text(model: pathlib.Path, run_grow: Progr
     loss = json.loads((out / "training/record.json").read_text())["result"]["held_out_loss"]
     text = (tmp_path / "held-out.txt").read_bytes()
     ids = engine_ids(text.decode())
-    windows = [ids[begin:begin + 32] for begin in range(0, len(ids) - 31, 32)]
+    windows = [ids[begin : begin + 32] for begin in range(0, len(ids) - 31, 32)]
     total = 0.0
     for window, logits in zip(windows, engine.logits(out, "cc", windows)):
         logits = torch.from_numpy(logits.copy())
         total += float(torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(window[1:])))
     assert total / len(windows) == pytest.approx(loss, abs=0.02)
     with Server(out, "--pack-dir", "none") as server:
-        answer = httpx.post(f"{server.url}/v1/completions", timeout=60, trust_env=False,
-                            json={"prompt": "the ", "domain": "cc", "max_tokens": 8}).json()
+        answer = httpx.post(
+            f"{server.url}/v1/completions",
+            timeout=60,
+            trust_env=False,
+            json={"prompt": "the ", "domain": "cc", "max_tokens": 8},
+        ).json()
         assert answer["usage"]["completion_tokens"] >= 1
 
 
@@ -94,10 +105,16 @@ def engine_ids(text: str) -> list[int]:
     return [*ids, 259]
 
 
-@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.0.mlp.up_proj.weight",
-                                  "model.layers.2.self_attn.q_proj.weight"])
-def test_a_trunk_that_moves_is_found(run_grow: Program, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch,
-                                     capsys: pytest.CaptureFixture[str], name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.2.self_attn.q_proj.weight"]
+)
+def test_a_trunk_that_moves_is_found(
+    run_grow: Program,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
     """Also where the movement is too small for the type of the file."""
     real = loop.train
 
@@ -113,8 +130,9 @@ def test_a_trunk_that_moves_is_found(run_grow: Program, tmp_path: pathlib.Path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_domain_file_that_moves_is_found(model: pathlib.Path, run_grow: Program, monkeypatch: pytest.MonkeyPatch,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_domain_file_that_moves_is_found(
+    model: pathlib.Path, run_grow: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     real = loop.train
 
     def train(*arguments):
@@ -141,15 +159,19 @@ def test_experts_begin_as_asked(model: pathlib.Path, init_from: str, experts: in
     def stored(domain: str, expert: int) -> torch.Tensor:
         return tensors[f"model.layers.1.mlp.domains.{domain}.experts.{expert}.up_proj.weight"].float()
 
-    by_domain = {"aa": {1: [[0, 1, 2]], 2: [[0, 2], [1]], 3: [[0], [1], [2]], 5: [[0], [1], [2], [0], [1]]},
-                 "bb": {1: [[0, 1]], 2: [[0], [1]], 3: [[0], [1], [0]], 5: [[0], [1], [0], [1], [0]]}}
+    by_domain = {
+        "aa": {1: [[0, 1, 2]], 2: [[0, 2], [1]], 3: [[0], [1], [2]], 5: [[0], [1], [2], [0], [1]]},
+        "bb": {1: [[0, 1]], 2: [[0], [1]], 3: [[0], [1], [0]], 5: [[0], [1], [0], [1], [0]]},
+    }
     group = dict(slice_model.groups())[1]
     for number in range(experts):
         weight = group.experts[number].up_proj.weight
         if not parents:
             assert float(weight.detach().std()) == pytest.approx(0.02, rel=0.1)
             continue
-        means = [torch.stack([stored(domain, e) for e in by_domain[domain][experts][number]]).mean(0) for domain in parents]
+        means = [
+            torch.stack([stored(domain, e) for e in by_domain[domain][experts][number]]).mean(0) for domain in parents
+        ]
         torch.testing.assert_close(weight, torch.stack(means).mean(0))
 
 
@@ -162,8 +184,9 @@ def test_a_child_of_one_parent_says_what_the_parent_says(model: pathlib.Path) ->
     assert (start.preferences(source, ["aa", "bb"], 1, 0, 3).sum(1) >= 2).all()
 
 
-def test_best_is_the_domain_with_the_least_loss_on_the_text(model: pathlib.Path, run_grow: Program,
-                                                            tmp_path: pathlib.Path) -> None:
+def test_best_is_the_domain_with_the_least_loss_on_the_text(
+    model: pathlib.Path, run_grow: Program, tmp_path: pathlib.Path
+) -> None:
     """A domain that was trained on such text is found among untrained ones."""
     assert run_grow("--init-from", "bb", "--trunk", "copy") == 0
     assert not (tmp_path / "out/trunk.safetensors").samefile(model / "trunk.safetensors")
@@ -202,8 +225,18 @@ def test_twenty_steps_on_the_demo(texts: dict[str, pathlib.Path], run_grow: Prog
     assert run_grow("--window", "64", "--batch", "2", model=engine.DEMO, out=tmp_path / "out") == 0
     shutil.copytree(engine.DEMO, tmp_path / "demo")
     engine.run("moe-extract", "graft", tmp_path / "demo", "--from", tmp_path / "out", "--as", "cc", "--in-place")
-    said = engine.run("moe-extract", "verify", tmp_path / "demo", "--against", engine.DEMO, "--donor", tmp_path / "out",
-                      "--as", "cc", "--no-certificate")
+    said = engine.run(
+        "moe-extract",
+        "verify",
+        tmp_path / "demo",
+        "--against",
+        engine.DEMO,
+        "--donor",
+        tmp_path / "out",
+        "--as",
+        "cc",
+        "--no-certificate",
+    )
     assert said.startswith("identical")
     result = json.loads((tmp_path / "out/training/record.json").read_text())["result"]
     assert result["held_out_loss"] < result["held_out_loss_at_start"] - 0.5

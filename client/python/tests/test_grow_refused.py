@@ -19,12 +19,14 @@ def left_over(tmp_path: pathlib.Path) -> list[str]:
 @pytest.fixture
 def said(run_grow: Program, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
     """The message of a run that fails, having left nothing."""
+
     def run(*arguments: str, **named: object) -> str:
         assert run_grow(*arguments, **named) == 1
         assert left_over(tmp_path) == []
         message = capsys.readouterr().err.strip().splitlines()[-1]
         assert message.startswith("grow: ") and "Traceback" not in message
         return message
+
     return run
 
 
@@ -33,9 +35,15 @@ def test_the_control_trains(run_grow: Program, tmp_path: pathlib.Path) -> None:
     assert left_over(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"", "is empty"), (b"the " * 30, "tokens to train on"), (b"\x7fELF\0\0" + b"the " * 3000, "byte 4 is NUL"),
-    (b"the \xe9 " * 3000, "not UTF-8 at byte 4")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is empty"),
+        (b"the " * 30, "tokens to train on"),
+        (b"\x7fELF\0\0" + b"the " * 3000, "byte 4 is NUL"),
+        (b"the \xe9 " * 3000, "not UTF-8 at byte 4"),
+    ],
+)
 def test_bad_texts(said, tmp_path: pathlib.Path, content: bytes, message: str) -> None:
     bad = tmp_path / "bad.txt"
     bad.write_bytes(content)
@@ -59,17 +67,35 @@ def test_a_line_of_100_megabytes_trains(run_grow: Program, tmp_path: pathlib.Pat
     assert not notes["all_of_it"] and 300000 <= notes["train_tokens"] < 500000
 
 
-@pytest.mark.parametrize("name, message", [
-    ("aa", "has this domain"), ("Cc", "lower-case"), ("auto", "reserved"), ("all", "reserved"), ("default", "reserved"),
-    ("", "lower-case"), ("a" * 64, "lower-case"), ("../x", "lower-case"), ("cc\n", "lower-case")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("aa", "has this domain"),
+        ("Cc", "lower-case"),
+        ("auto", "reserved"),
+        ("all", "reserved"),
+        ("default", "reserved"),
+        ("", "lower-case"),
+        ("a" * 64, "lower-case"),
+        ("../x", "lower-case"),
+        ("cc\n", "lower-case"),
+    ],
+)
 def test_bad_names(said, name: str, message: str) -> None:
     assert message in said(name=name)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--init-from", "zz"], "--init-from zz"), (["--experts", "0"], "--experts 0"), (["--experts", "1000"], "--experts 1000"),
-    (["--window", "33"], "--window 33"), (["--device", "tpu7"], "--device tpu7"),
-    (["--moe-extract", "nowhere/moe-extract"], "no such program")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--init-from", "zz"], "--init-from zz"),
+        (["--experts", "0"], "--experts 0"),
+        (["--experts", "1000"], "--experts 1000"),
+        (["--window", "33"], "--window 33"),
+        (["--device", "tpu7"], "--device tpu7"),
+        (["--moe-extract", "nowhere/moe-extract"], "no such program"),
+    ],
+)
 def test_bad_arguments(said, arguments: list[str], message: str) -> None:
     assert message in said(*arguments)
 
@@ -83,9 +109,13 @@ def test_a_place_that_is_taken(run_grow: Program, tmp_path: pathlib.Path, capsys
 
 def test_models_that_have_no_domains_or_are_damaged(said, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
     config = json.loads((model / "config.json").read_text())
-    for change, message in (({"model_type": "llama"}, "not a Scion model"), ({"hidden_act": "gelu"}, "hidden_act"),
-                            ({"num_hidden_layers": 4}, "lacks"), ({"hidden_size": 64}, "asks for"),
-                            ({"num_attention_heads": 4}, "asks for")):
+    for change, message in (
+        ({"model_type": "llama"}, "not a Scion model"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"num_hidden_layers": 4}, "lacks"),
+        ({"hidden_size": 64}, "asks for"),
+        ({"num_attention_heads": 4}, "asks for"),
+    ):
         (model / "config.json").write_text(json.dumps(config | change))
         assert message in said()
     (model / "config.json").write_text("{")
@@ -105,8 +135,19 @@ def test_no_permission(model: pathlib.Path, texts: dict[str, pathlib.Path], tmp_
     place = tmp_path / "place"
     place.mkdir()
     place.chmod(0o555)
-    done = as_nobody(tmp_path, "scion.grow", str(model), "--name", "cc", "--text", str(texts["train"]), "--steps", "2", "-o",
-                     str(place / "out"))
+    done = as_nobody(
+        tmp_path,
+        "scion.grow",
+        str(model),
+        "--name",
+        "cc",
+        "--text",
+        str(texts["train"]),
+        "--steps",
+        "2",
+        "-o",
+        str(place / "out"),
+    )
     assert done.returncode == 1, done.stderr
     assert done.stderr.strip().splitlines()[-1].endswith("Permission denied") and "Traceback" not in done.stderr
 
@@ -114,6 +155,7 @@ def test_no_permission(model: pathlib.Path, texts: dict[str, pathlib.Path], tmp_
 def as_nobody(tmp_path: pathlib.Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a module without the right to pass over permissions."""
     import sys
+
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
     command = [sys.executable, "-B", "-m", module, *arguments]

@@ -21,9 +21,28 @@ LONG = ("--steps", "60", "--evaluations", "12", "--checkpoint-seconds", "0.05")
 def start(model: pathlib.Path, texts: dict[str, pathlib.Path], out: pathlib.Path, *more: str) -> subprocess.Popen[str]:
     path = os.pathsep.join(filter(None, [str(engine.ROOT / "client/python"), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, "-B", "-m", "scion.grow", str(model), "--name", "cc", "--text", str(texts["train"]), "--held-out",
-         str(texts["held_out"]), "-o", str(out), *QUICK, *LONG, *more], stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": path})
+        [
+            sys.executable,
+            "-B",
+            "-m",
+            "scion.grow",
+            str(model),
+            "--name",
+            "cc",
+            "--text",
+            str(texts["train"]),
+            "--held-out",
+            str(texts["held_out"]),
+            "-o",
+            str(out),
+            *QUICK,
+            *LONG,
+            *more,
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
 
 
 def curve_of(out: pathlib.Path) -> list[tuple[str, ...]]:
@@ -47,7 +66,9 @@ def kill_after(process: subprocess.Popen[str], said: str, number: int) -> str:
 
 
 @pytest.fixture
-def whole(model: pathlib.Path, texts: dict[str, pathlib.Path], run_grow: Program, tmp_path: pathlib.Path) -> pathlib.Path:
+def whole(
+    model: pathlib.Path, texts: dict[str, pathlib.Path], run_grow: Program, tmp_path: pathlib.Path
+) -> pathlib.Path:
     """A run that nobody stopped."""
     assert run_grow(*LONG, out=tmp_path / "whole") == 0
     return tmp_path / "whole"
@@ -62,7 +83,8 @@ def expect_the_same(out: pathlib.Path, whole: pathlib.Path) -> None:
 
 
 def test_killed_twice_the_curve_is_that_of_a_run_that_was_not(
-        whole: pathlib.Path, model: pathlib.Path, texts: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
+    whole: pathlib.Path, model: pathlib.Path, texts: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
     out, folder = tmp_path / "killed", tmp_path / ".killed.scion-train"
     for more, said in (([], "step 20:"), (["--resume"], "step 40:")):
         process = start(model, texts, out, *more)
@@ -78,8 +100,9 @@ def test_killed_twice_the_curve_is_that_of_a_run_that_was_not(
     assert not folder.exists()
 
 
-def test_a_signal_writes_a_checkpoint_at_once(whole: pathlib.Path, model: pathlib.Path, texts: dict[str, pathlib.Path],
-                                              run_grow: Program, tmp_path: pathlib.Path) -> None:
+def test_a_signal_writes_a_checkpoint_at_once(
+    whole: pathlib.Path, model: pathlib.Path, texts: dict[str, pathlib.Path], run_grow: Program, tmp_path: pathlib.Path
+) -> None:
     out = tmp_path / "stopped"
     process = start(model, texts, out, "--checkpoint-seconds", "1000")
     said = kill_after(process, "step 10:", signal.SIGTERM)
@@ -95,8 +118,12 @@ def stopped(model: pathlib.Path, texts: dict[str, pathlib.Path], out: pathlib.Pa
 
 
 def test_an_unfinished_run_is_neither_overwritten_nor_mixed_up(
-        model: pathlib.Path, texts: dict[str, pathlib.Path], run_grow: Program, tmp_path: pathlib.Path,
-        capsys: pytest.CaptureFixture[str]) -> None:
+    model: pathlib.Path,
+    texts: dict[str, pathlib.Path],
+    run_grow: Program,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     folder = stopped(model, texts, tmp_path / "out")
     assert run_grow(*LONG) == 1 and "--resume goes on with it" in capsys.readouterr().err
     for other in (["--seed", "2"], ["--learning-rate", "0.5"], ["--init-from", "bb"], ["--steps", "61"]):
@@ -108,12 +135,17 @@ def test_an_unfinished_run_is_neither_overwritten_nor_mixed_up(
     assert json.loads((tmp_path / "out/training/record.json").read_text())["result"]["steps"] == 60
 
 
-def test_a_damaged_checkpoint_is_said(model: pathlib.Path, texts: dict[str, pathlib.Path], run_grow: Program,
-                                      tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_said(
+    model: pathlib.Path,
+    texts: dict[str, pathlib.Path],
+    run_grow: Program,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     folder = stopped(model, texts, tmp_path / "out")
     path = folder / checkpoint.NAME
     sound = path.read_bytes()
-    for damaged in (b"", sound[:len(sound) // 2], b"x" * 100):
+    for damaged in (b"", sound[: len(sound) // 2], b"x" * 100):
         path.write_bytes(damaged)
         assert run_grow(*LONG, "--resume") == 1
         assert "not a checkpoint, or damaged" in capsys.readouterr().err
@@ -121,13 +153,20 @@ def test_a_damaged_checkpoint_is_said(model: pathlib.Path, texts: dict[str, path
     assert run_grow(*LONG, "--resume") == 0
 
 
-def test_there_is_nothing_to_resume(run_grow: Program, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_there_is_nothing_to_resume(
+    run_grow: Program, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_grow("--resume") == 1 and "no checkpoint to resume from" in capsys.readouterr().err
     assert list(tmp_path.glob(".*")) == []
 
 
-def test_two_runs_for_one_place(model: pathlib.Path, texts: dict[str, pathlib.Path], run_grow: Program,
-                                tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_for_one_place(
+    model: pathlib.Path,
+    texts: dict[str, pathlib.Path],
+    run_grow: Program,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     process = start(model, texts, tmp_path / "out", "--steps", "100000")
     assert process.stderr is not None
     while "step 0:" not in process.stderr.readline():
@@ -166,7 +205,9 @@ def test_a_full_disk(model: pathlib.Path, texts: dict[str, pathlib.Path], tmp_pa
             if ended[-1]:
                 assert ended[-1] == 1 and "no space left" in said.splitlines()[-1].lower(), said
                 assert not (disk / "out").exists()
-                assert all(path.name == ".out.scion-train" and (path / checkpoint.NAME).is_file() for path in disk.iterdir())
+                assert all(
+                    path.name == ".out.scion-train" and (path / checkpoint.NAME).is_file() for path in disk.iterdir()
+                )
         finally:
             subprocess.run(["umount", disk], check=True)
     assert ended[-1] == 0 and ended.count(1) >= 3, ended

@@ -11,7 +11,7 @@ VOCAB = 1000
 def zipf_mass() -> np.ndarray:
     """[VOCAB]: half of the vocabulary by Zipf's law, the other half never seen; in no order."""
     mass = np.zeros(VOCAB, np.int64)
-    mass[np.random.default_rng(5).permutation(VOCAB)[:VOCAB // 2]] = 100000 // np.arange(1, VOCAB // 2 + 1)
+    mass[np.random.default_rng(5).permutation(VOCAB)[: VOCAB // 2]] = 100000 // np.arange(1, VOCAB // 2 + 1)
     return mass
 
 
@@ -35,7 +35,9 @@ def test_tokens_are_what_is_shared_without_a_text() -> None:
 
 def test_a_table_is_a_function_of_seed_and_stream() -> None:
     mass = zipf_mass()
-    tables = [balanced_route(mass, 4, seed, stream).expert_of_token for seed, stream in ((1, 0), (1, 0), (1, 1), (2, 0))]
+    tables = [
+        balanced_route(mass, 4, seed, stream).expert_of_token for seed, stream in ((1, 0), (1, 0), (1, 1), (2, 0))
+    ]
     assert (tables[0] == tables[1]).all()
     for other in tables[2:]:
         assert 0.1 < (tables[0] == other).mean() < 0.5  # a quarter by chance

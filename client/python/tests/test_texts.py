@@ -20,8 +20,9 @@ def bytes_of(text: str) -> list[int]:
     return list(text.encode())
 
 
-def encode(path: pathlib.Path, out: pathlib.Path, begin: list[int] = [], hold_out: bool = False,
-           max_tokens: int = 10**9) -> tuple[np.ndarray, np.ndarray, bool]:
+def encode(
+    path: pathlib.Path, out: pathlib.Path, begin: list[int] = [], hold_out: bool = False, max_tokens: int = 10**9
+) -> tuple[np.ndarray, np.ndarray, bool]:
     train, held = IdFile(out / "train", tiny_model.VOCAB), IdFile(out / "held", tiny_model.VOCAB)
     whole = encode_text(path, bytes_of, begin, END, train, held if hold_out else None, max_tokens, lambda tokens: None)
     train.close()
@@ -33,14 +34,27 @@ def test_every_byte_of_every_file_comes_once_in_order(tmp_path: pathlib.Path) ->
     folder = tmp_path / "t"
     (folder / "b").mkdir(parents=True)
     (folder / ".git").mkdir()
-    contents = {"a.txt": "eins\nzwei", "b/c.txt": "drei é 如果\n\n", "d.jsonl": json.dumps({"text": "vier"}) + "\n\n" +
-                json.dumps({"text": ""}) + "\n" + json.dumps({"text": "fünf"}) + "\n", ".hidden": "no", ".git/x": "no",
-                "empty.txt": ""}
+    contents = {
+        "a.txt": "eins\nzwei",
+        "b/c.txt": "drei é 如果\n\n",
+        "d.jsonl": json.dumps({"text": "vier"})
+        + "\n\n"
+        + json.dumps({"text": ""})
+        + "\n"
+        + json.dumps({"text": "fünf"})
+        + "\n",
+        ".hidden": "no",
+        ".git/x": "no",
+        "empty.txt": "",
+    }
     for name, content in contents.items():
         (folder / name).write_text(content, encoding="utf-8")
     ids, _, whole = encode(folder, tmp_path, begin=[258])
-    documents = [bytes(part).decode() for part in
-                 [list(d) for d in np.split(ids, np.flatnonzero(ids == END) + 1)][:-1] for part in [part_of(part)]]
+    documents = [
+        bytes(part).decode()
+        for part in [list(d) for d in np.split(ids, np.flatnonzero(ids == END) + 1)][:-1]
+        for part in [part_of(part)]
+    ]
     assert documents == ["eins\nzwei", "vier", "fünf", "drei é 如果\n\n"]
     assert whole and ids[-1] == END and (ids == 258).sum() == 4
 
@@ -74,10 +88,16 @@ def test_a_line_of_100_megabytes_needs_little_memory(tmp_path: pathlib.Path) -> 
     assert length == 10**8 and peak < 2**20
 
 
-@pytest.mark.parametrize("content, place", [
-    (b"good\n" * 20000 + b"\0more", "byte 100000 is NUL"), (b"good\n" * 20000 + b"\xff\xfemore", "byte 100000"),
-    (b"caf\xe9 au lait", "byte 3"), (b"x" * 65535 + "é".encode() + b"\xff", "byte 65537"),
-    ("如果".encode()[:-1], "ends within a character")])
+@pytest.mark.parametrize(
+    "content, place",
+    [
+        (b"good\n" * 20000 + b"\0more", "byte 100000 is NUL"),
+        (b"good\n" * 20000 + b"\xff\xfemore", "byte 100000"),
+        (b"caf\xe9 au lait", "byte 3"),
+        (b"x" * 65535 + "é".encode() + b"\xff", "byte 65537"),
+        ("如果".encode()[:-1], "ends within a character"),
+    ],
+)
 def test_what_is_no_text_is_refused_by_its_place(tmp_path: pathlib.Path, content: bytes, place: str) -> None:
     path = tmp_path / "b"
     path.write_bytes(content)

@@ -9,8 +9,22 @@ import tiny_model
 from scion import distill, grow
 
 Program = Callable[..., int]
-QUICK = ("--steps", "20", "--evaluations", "4", "--batch", "4", "--device", "cpu", "--threads", "1", "--precision", "fp32",
-         "--held-out-windows", "8")
+QUICK = (
+    "--steps",
+    "20",
+    "--evaluations",
+    "4",
+    "--batch",
+    "4",
+    "--device",
+    "cpu",
+    "--threads",
+    "1",
+    "--precision",
+    "fp32",
+    "--held-out-windows",
+    "8",
+)
 
 
 @pytest.fixture
@@ -34,17 +48,52 @@ def texts(tmp_path: pathlib.Path) -> dict[str, pathlib.Path]:
 @pytest.fixture
 def run_grow(model: pathlib.Path, texts: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> Program:
     """grow(*arguments, model=..., name=..., text=..., out=...): its exit code."""
-    def run(*arguments: str, model: pathlib.Path = model, name: str = "cc", text: pathlib.Path = texts["train"],
-            out: pathlib.Path = tmp_path / "out") -> int:
-        return grow.main([str(model), "--name", name, "--text", str(text), "--held-out", str(texts["held_out"]),
-                          "-o", str(out), *QUICK, *arguments])
+
+    def run(
+        *arguments: str,
+        model: pathlib.Path = model,
+        name: str = "cc",
+        text: pathlib.Path = texts["train"],
+        out: pathlib.Path = tmp_path / "out",
+    ) -> int:
+        return grow.main(
+            [
+                str(model),
+                "--name",
+                name,
+                "--text",
+                str(text),
+                "--held-out",
+                str(texts["held_out"]),
+                "-o",
+                str(out),
+                *QUICK,
+                *arguments,
+            ]
+        )
+
     return run
 
 
 @pytest.fixture
 def run_distill(texts: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> Program:
     """distill(FOLD, TEACHER, *arguments, out=...): its exit code."""
+
     def run(fold: pathlib.Path, teacher: str, *arguments: str, out: pathlib.Path = tmp_path / "out") -> int:
-        return distill.main([str(fold), "--teacher", teacher, "--text", str(texts["train"]), "--held-out",
-                             str(texts["held_out"]), "-o", str(out), *QUICK, *arguments])
+        return distill.main(
+            [
+                str(fold),
+                "--teacher",
+                teacher,
+                "--text",
+                str(texts["train"]),
+                "--held-out",
+                str(texts["held_out"]),
+                "-o",
+                str(out),
+                *QUICK,
+                *arguments,
+            ]
+        )
+
     return run

@@ -32,6 +32,7 @@ class _File:
 
 def save(folder: pathlib.Path, content: dict[str, Any]) -> None:
     """Replaces the checkpoint in `folder`; the old one stays if that fails, with OSError."""
+
     def write(file: BinaryIO) -> None:
         watched = _File(file)
         try:
@@ -61,6 +62,8 @@ def load(folder: pathlib.Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
     was = content["fingerprint"]
     for key in fingerprint.keys() | was.keys():
         if was.get(key) != fingerprint.get(key):
-            raise TrainingError(f"{path}: a run with another {key} ({was.get(key)!r}, now {fingerprint.get(key)!r}): "
-                                "resume with the same, or remove the folder and begin anew")
+            raise TrainingError(
+                f"{path}: a run with another {key} ({was.get(key)!r}, now {fingerprint.get(key)!r}): "
+                "resume with the same, or remove the folder and begin anew"
+            )
     return content

@@ -19,8 +19,10 @@ class Point:
 
 
 def csv(points: Sequence[Point]) -> str:
-    rows = [f"{p.step},{p.tokens},{p.seconds:.1f},{'' if p.train_loss is None else repr(p.train_loss)},"
-            f"{p.held_out_loss!r}" for p in points]
+    rows = [
+        f"{p.step},{p.tokens},{p.seconds:.1f},{'' if p.train_loss is None else repr(p.train_loss)},{p.held_out_loss!r}"
+        for p in points
+    ]
     return "\n".join([HEADER, *rows]) + "\n"
 
 
@@ -38,24 +40,33 @@ def svg(points: Sequence[Point], title: str) -> str:
         return f"{x:.1f} {y:.1f}"
 
     def line(series: Sequence[tuple[int, float]], colour: str) -> str:
-        return f'<path d="M{"L".join(place(*point) for point in series)}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        return (
+            f'<path d="M{"L".join(place(*point) for point in series)}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        )
 
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-             'font-size="12">', '<style>text{fill:#333}@media(prefers-color-scheme:dark){text{fill:#ddd}}</style>',
-             f'<text x="{left}" y="20" font-size="14">{title}</text>']
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        'font-size="12">',
+        "<style>text{fill:#333}@media(prefers-color-scheme:dark){text{fill:#ddd}}</style>",
+        f'<text x="{left}" y="20" font-size="14">{title}</text>',
+    ]
     step = _tick_step(high - low)
     for number in range(math.ceil(low / step), math.floor(high / step) + 1):
         x, y = left, float(place(0, number * step).split()[1])
-        parts.append(f'<path d="M{x} {y:.1f}H{width - right}" stroke="#888" stroke-opacity=".35"/>'
-                     f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end">{number * step:.4g}</text>')
+        parts.append(
+            f'<path d="M{x} {y:.1f}H{width - right}" stroke="#888" stroke-opacity=".35"/>'
+            f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end">{number * step:.4g}</text>'
+        )
     for fraction in (0, 0.25, 0.5, 0.75, 1):
         at = round(last_step * fraction)
         x = float(place(at, low).split()[0])
         parts.append(f'<text x="{x:.1f}" y="{height - 22}" text-anchor="middle">{at}</text>')
     parts.append(line([(p.step, p.train_loss) for p in points if p.train_loss is not None], "#d95f02"))
     parts.append(line([(p.step, p.held_out_loss) for p in points], "#1b9e77"))
-    parts.append(f'<text x="{width / 2}" y="{height - 6}" text-anchor="middle">steps; upwards: nats per token, '
-                 '<tspan style="fill:#1b9e77">held out</tspan> and <tspan style="fill:#d95f02">training</tspan></text>')
+    parts.append(
+        f'<text x="{width / 2}" y="{height - 6}" text-anchor="middle">steps; upwards: nats per token, '
+        '<tspan style="fill:#1b9e77">held out</tspan> and <tspan style="fill:#d95f02">training</tspan></text>'
+    )
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -14,13 +14,22 @@ from scion.training.errors import TrainingError
 from scion.training.slice_model import SliceModel
 from scion.training.source import PROJECTIONS, Source, expert_name, tensor_name
 
-COMPANIONS = ("added_tokens.json", "chat_template.jinja", "generation_config.json", "merges.txt",
-              "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+COMPANIONS = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
 
 
 def domain_tensors(slice_model: SliceModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """What the domain's file holds: weights of the model's type, routes I32, route weights where they are not equal."""
-    domain, tensors = slice_model.config.domains[0]["name"], {}
+    domain, tensors = slice_model.domain, {}
     for layer, group in slice_model.groups():
         for number, expert in enumerate(group.experts):
             for projection in PROJECTIONS:
@@ -50,17 +59,22 @@ def place_trunk(source: Source, folder: pathlib.Path, trunk: str) -> None:
 
 def write_donor(slice_model: SliceModel, folder: pathlib.Path, trunk: str, route_seed: int) -> None:
     """Writes all but lock and record into the empty folder."""
-    source, domain = slice_model.source, slice_model.config.domains[0]
+    source, domain = slice_model.source, {"name": slice_model.domain, "num_experts": slice_model.num_experts}
     place_trunk(source, folder, trunk)
     (folder / "domains").mkdir(exist_ok=True)
-    file = f"domains/{domain['name']}.safetensors"
+    file = f"domains/{slice_model.domain}.safetensors"
     first = next(name for name in source.tensors if name.endswith(".gate_proj.weight") and ".mlp.domains." in name)
     tensors = domain_tensors(slice_model, source.dtypes[first])
     save_file(tensors, folder / file, metadata={"format": "pt"})
     weight_map = {name: source.tensors[name] for name in source.trunk} | {name: file for name in tensors}
-    config = source.config_json | {"domains": [domain], "default_domain": domain["name"],
-                                   "routes": {"seed": route_seed, "balanced_by": "token_mass"}}
-    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))})
+    config = source.config_json | {
+        "domains": [domain],
+        "default_domain": slice_model.domain,
+        "routes": {"seed": route_seed, "balanced_by": "token_mass"},
+    }
+    write_json(
+        folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}
+    )
     write_json(folder / "config.json", config)
     shutil.copymode(folder / "config.json", folder / file)  # save_file makes it the owner's alone
     for name in COMPANIONS:

@@ -33,8 +33,10 @@ class Fold:
             raise TrainingError(f"{directory}: not a dense Llama; moe-extract densify makes one")
         self.vocab_size, self.context_tokens = config["vocab_size"], config["max_position_embeddings"]
         if config["num_hidden_layers"] <= max(layers):
-            raise TrainingError(f"{directory}: {config['num_hidden_layers']} layers, and layer {max(layers)} is to be one "
-                                "that was folded")
+            raise TrainingError(
+                f"{directory}: {config['num_hidden_layers']} layers, and layer {max(layers)} is to be one "
+                "that was folded"
+            )
         transformers.utils.logging.disable_progress_bar()
         # Not the dtype of the config: norms may be F32 among BF16.
         key = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
@@ -76,12 +78,17 @@ class Fold:
 
     def hashes(self) -> dict[str, str]:
         """sha256 of every tensor's data on disk, by name."""
-        return {name: digest for file in self.files for name, digest in frozen.file_hashes(self.directory / file).items()}
+        return {
+            name: digest for file in self.files for name, digest in frozen.file_hashes(self.directory / file).items()
+        }
 
     def frozen_hashes(self) -> dict[str, str]:
         """sha256 of every tensor in memory that is not trained, fp32."""
-        return {name: frozen.tensor_hash(tensor, torch.float32) for name, tensor in self.model.state_dict().items()
-                if name not in self._parameters}
+        return {
+            name: frozen.tensor_hash(tensor, torch.float32)
+            for name, tensor in self.model.state_dict().items()
+            if name not in self._parameters
+        }
 
     def write(self, folder: pathlib.Path) -> None:
         """The directory once more, the folded FFNs' data put in the places of the old ones. No lock."""

@@ -64,8 +64,10 @@ def check_same(what: str, before: Mapping[str, str], after: Mapping[str, str]) -
     """TrainingError, by the tensors' names, if any hash differs or a tensor came or went."""
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed:
-        raise TrainingError(f"{what} changed though it was to be frozen: {', '.join(changed[:5])}"
-                            f"{f' and {len(changed) - 5} more' if len(changed) > 5 else ''}; nothing is written")
+        raise TrainingError(
+            f"{what} changed though it was to be frozen: {', '.join(changed[:5])}"
+            f"{f' and {len(changed) - 5} more' if len(changed) > 5 else ''}; nothing is written"
+        )
 
 
 def digest_of(hashes: Mapping[str, str]) -> str:

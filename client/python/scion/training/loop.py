@@ -85,8 +85,16 @@ class Interrupted(TrainingError):
     """A signal asked to end; a checkpoint is written."""
 
 
-def train(task: Task, train: Windows, held_out: Windows, settings: Settings, folder: pathlib.Path,
-          fingerprint: dict[str, Any], progress: Progress, resume: bool) -> Result:
+def train(
+    task: Task,
+    train: Windows,
+    held_out: Windows,
+    settings: Settings,
+    folder: pathlib.Path,
+    fingerprint: dict[str, Any],
+    progress: Progress,
+    resume: bool,
+) -> Result:
     """Trains until the end of the run. Checkpoints and curve.csv are kept in `folder`.
 
     resume: goes on from the checkpoint in `folder`; TrainingError if there is none, or if it is another run's by its
@@ -96,9 +104,16 @@ def train(task: Task, train: Windows, held_out: Windows, settings: Settings, fol
 
 
 class _Run:
-
-    def __init__(self, task: Task, train: Windows, held_out: Windows, settings: Settings, folder: pathlib.Path,
-                 fingerprint: dict[str, Any], progress: Progress) -> None:
+    def __init__(
+        self,
+        task: Task,
+        train: Windows,
+        held_out: Windows,
+        settings: Settings,
+        folder: pathlib.Path,
+        fingerprint: dict[str, Any],
+        progress: Progress,
+    ) -> None:
         self._task, self._train, self._settings, self._folder = task, train, settings, folder
         self._fingerprint, self._progress = fingerprint, progress
         self._held_out = held_out.spread(settings.held_out_windows, settings.batch_windows)
@@ -179,9 +194,11 @@ class _Run:
         state, seconds = self._state, self._seconds()
         done = max(self._done(), 1e-9)
         of = f" of {self._settings.steps}" if self._settings.steps else ""
-        self._progress.show(f"{min(done, 1):4.0%} step {state.step}{of}, loss {loss:.3f}, held out "
-                            f"{state.points[-1].held_out_loss:.3f}, {self._tokens() / max(seconds, 1e-9):.0f} tokens/s, "
-                            f"{duration(seconds / done - seconds)} left")
+        self._progress.show(
+            f"{min(done, 1):4.0%} step {state.step}{of}, loss {loss:.3f}, held out "
+            f"{state.points[-1].held_out_loss:.3f}, {self._tokens() / max(seconds, 1e-9):.0f} tokens/s, "
+            f"{duration(seconds / done - seconds)} left"
+        )
 
     def _tokens(self) -> int:
         return self._state.step * self._settings.batch_windows * self._train.window_tokens
@@ -203,10 +220,17 @@ class _Run:
 
     def _save(self) -> None:
         state = dataclasses.asdict(self._state) | {"seconds": self._seconds()}
-        checkpoint.save(self._folder, {
-            "fingerprint": self._fingerprint, "state": state, "best": self._best,
-            "parameters": {name: parameter.detach() for name, parameter in self._parameters.items()},
-            "optimizer": self._optimizer.state_dict(), "random": torch.get_rng_state()})
+        checkpoint.save(
+            self._folder,
+            {
+                "fingerprint": self._fingerprint,
+                "state": state,
+                "best": self._best,
+                "parameters": {name: parameter.detach() for name, parameter in self._parameters.items()},
+                "optimizer": self._optimizer.state_dict(),
+                "random": torch.get_rng_state(),
+            },
+        )
         self._saved = time.monotonic()
 
     def _load(self) -> None:

@@ -40,7 +40,7 @@ class Optimizer:
         for shape, names in by_shape.items():
             rate = self._rate * scale * max(1.0, shape[0] / shape[1]) ** 0.5
             for begin in range(0, len(names), MATRICES_AT_ONCE):
-                some = names[begin:begin + MATRICES_AT_ONCE]
+                some = names[begin : begin + MATRICES_AT_ONCE]
                 nesterov = []
                 for name in some:
                     gradient = self._parameters[name].grad

@@ -23,55 +23,105 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
         if not value > 0:
             raise argparse.ArgumentTypeError(f"{text}: not above 0")
         return value
+
     parse.__name__ = f"positive {kind.__name__}"
     return parse
 
 
 def add_arguments(parser: argparse.ArgumentParser, learning_rate: float) -> None:
     text = parser.add_argument_group("text")
-    text.add_argument("--text", type=pathlib.Path, required=True,
-                      help="a file or a folder of them: UTF-8, or .jsonl with a member \"text\" per line")
-    text.add_argument("--held-out", type=pathlib.Path,
-                      help="another text, for the held-out loss (default: one piece of 64 KiB in twenty of --text)")
-    text.add_argument("--window", type=positive(int), help="tokens of a training window (default: the context, at most 1024)")
-    text.add_argument("--max-tokens", type=positive(int), default=100_000_000,
-                      help="of the text; what comes after is not read (default: %(default)s)")
+    text.add_argument(
+        "--text",
+        type=pathlib.Path,
+        required=True,
+        help='a file or a folder of them: UTF-8, or .jsonl with a member "text" per line',
+    )
+    text.add_argument(
+        "--held-out",
+        type=pathlib.Path,
+        help="another text, for the held-out loss (default: one piece of 64 KiB in twenty of --text)",
+    )
+    text.add_argument(
+        "--window", type=positive(int), help="tokens of a training window (default: the context, at most 1024)"
+    )
+    text.add_argument(
+        "--max-tokens",
+        type=positive(int),
+        default=100_000_000,
+        help="of the text; what comes after is not read (default: %(default)s)",
+    )
     run = parser.add_argument_group("run")
     run.add_argument("--steps", type=positive(int), help="ends after so many; the same bits again when resumed")
-    run.add_argument("--minutes", type=positive(float), help=f"ends then (default: {DEFAULT_MINUTES:g}, without --steps)")
+    run.add_argument(
+        "--minutes", type=positive(float), help=f"ends then (default: {DEFAULT_MINUTES:g}, without --steps)"
+    )
     run.add_argument("--batch", type=positive(int), default=16, help="windows per step (default: %(default)s)")
     run.add_argument("--learning-rate", type=positive(float), default=learning_rate, help="default: %(default)s")
-    run.add_argument("--evaluations", type=positive(int), default=20, help="of the held-out loss (default: %(default)s)")
-    run.add_argument("--held-out-windows", type=positive(int), default=64,
-                     help="of the held-out text, evenly apart (default: %(default)s)")
-    run.add_argument("--patience", type=int, default=5,
-                     help="evaluations without a gain after which it ends early; 0: never (default: %(default)s)")
+    run.add_argument(
+        "--evaluations", type=positive(int), default=20, help="of the held-out loss (default: %(default)s)"
+    )
+    run.add_argument(
+        "--held-out-windows",
+        type=positive(int),
+        default=64,
+        help="of the held-out text, evenly apart (default: %(default)s)",
+    )
+    run.add_argument(
+        "--patience",
+        type=int,
+        default=5,
+        help="evaluations without a gain after which it ends early; 0: never (default: %(default)s)",
+    )
     run.add_argument("--checkpoint-seconds", type=positive(float), default=60.0, help="default: %(default)s")
     run.add_argument("--seed", type=int, default=1, help="of everything random (default: %(default)s)")
     run.add_argument("--resume", action="store_true", help="goes on from the checkpoint of a run that was stopped")
     run.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
     run.add_argument("--threads", type=positive(int), help="of the CPU (default: all)")
-    run.add_argument("--moe-extract", metavar="PROGRAM",
-                     help="which writes OUT's lock (default: from the PATH, if it is there)")
-    run.add_argument("--precision", choices=("fp32", "bf16"), default="bf16",
-                     help="of products in training; weights are fp32 either way (default: %(default)s)")
+    run.add_argument(
+        "--moe-extract", metavar="PROGRAM", help="which writes OUT's lock (default: from the PATH, if it is there)"
+    )
+    run.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="bf16",
+        help="of products in training; weights are fp32 either way (default: %(default)s)",
+    )
 
 
-def fingerprint_of(arguments: argparse.Namespace, settings: Settings, text: PreparedText, window: int) -> dict[str, Any]:
+def fingerprint_of(
+    arguments: argparse.Namespace, settings: Settings, text: PreparedText, window: int
+) -> dict[str, Any]:
     """What must be the same for a run to be resumed; goes into the record, too."""
-    return {"text": text.notes["ids_sha256"], "window": window, "batch": settings.batch_windows, "steps": settings.steps,
-            "minutes": settings.minutes, "learning rate": settings.learning_rate, "evaluations": settings.evaluations,
-            "held-out windows": settings.held_out_windows, "patience": settings.patience, "seed": settings.seed,
-            "precision": arguments.precision}
+    return {
+        "text": text.notes["ids_sha256"],
+        "window": window,
+        "batch": settings.batch_windows,
+        "steps": settings.steps,
+        "minutes": settings.minutes,
+        "learning rate": settings.learning_rate,
+        "evaluations": settings.evaluations,
+        "held-out windows": settings.held_out_windows,
+        "patience": settings.patience,
+        "seed": settings.seed,
+        "precision": arguments.precision,
+    }
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     minutes = arguments.minutes
     if minutes is None and arguments.steps is None:
         minutes = DEFAULT_MINUTES
-    return Settings(arguments.steps, minutes, arguments.batch, arguments.learning_rate, evaluations=arguments.evaluations,
-                    held_out_windows=arguments.held_out_windows, patience=arguments.patience,
-                    checkpoint_seconds=arguments.checkpoint_seconds, seed=arguments.seed)
+    return Settings(
+        arguments.steps,
+        minutes,
+        arguments.batch,
+        arguments.learning_rate,
+        evaluations=arguments.evaluations,
+        held_out_windows=arguments.held_out_windows,
+        patience=arguments.patience,
+        checkpoint_seconds=arguments.checkpoint_seconds,
+        seed=arguments.seed,
+    )
 
 
 def device_of(arguments: argparse.Namespace) -> torch.device:

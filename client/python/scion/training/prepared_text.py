@@ -26,9 +26,17 @@ class PreparedText:
         return token_counts(open_ids(self.train_path), vocab_size)
 
 
-def prepare(workspace: Workspace, text: pathlib.Path, held_out: pathlib.Path | None, encoder: tuple[Encoder, list[int],
-            int | None], vocab_size: int, window_tokens: int, max_tokens: int, seed: int,
-            progress: Progress) -> PreparedText:
+def prepare(
+    workspace: Workspace,
+    text: pathlib.Path,
+    held_out: pathlib.Path | None,
+    encoder: tuple[Encoder, list[int], int | None],
+    vocab_size: int,
+    window_tokens: int,
+    max_tokens: int,
+    seed: int,
+    progress: Progress,
+) -> PreparedText:
     """Encodes the texts into the workspace, or takes what it holds from before. Without a held-out text, one piece in
     twenty of the text is held out.
 
@@ -38,17 +46,28 @@ def prepare(workspace: Workspace, text: pathlib.Path, held_out: pathlib.Path | N
     notes = workspace.notes("texts.json")
     if notes is None:
         notes = _encode(text, held_out, encoder, vocab_size, max_tokens, train_path, held_path, progress)
-        for what, path in (("train", train_path), ("held out", held_path)):
-            if notes[f"{what}_tokens".replace(" ", "_")] < LEAST_WINDOWS * window_tokens:
+        for what in ("train", "held_out"):
+            if notes[f"{what}_tokens"] < LEAST_WINDOWS * window_tokens:
                 raise TrainingError(_too_short(what, text, held_out, notes, window_tokens))
         workspace.write_notes("texts.json", notes)
-    return PreparedText(Windows(open_ids(train_path), window_tokens, seed),
-                        Windows(open_ids(held_path), window_tokens, seed), notes, train_path)
+    return PreparedText(
+        Windows(open_ids(train_path), window_tokens, seed),
+        Windows(open_ids(held_path), window_tokens, seed),
+        notes,
+        train_path,
+    )
 
 
-def _encode(text: pathlib.Path, held_out: pathlib.Path | None, encoder: tuple[Encoder, list[int], int | None],
-            vocab_size: int, max_tokens: int, train_path: pathlib.Path, held_path: pathlib.Path,
-            progress: Progress) -> dict[str, Any]:
+def _encode(
+    text: pathlib.Path,
+    held_out: pathlib.Path | None,
+    encoder: tuple[Encoder, list[int], int | None],
+    vocab_size: int,
+    max_tokens: int,
+    train_path: pathlib.Path,
+    held_path: pathlib.Path,
+    progress: Progress,
+) -> dict[str, Any]:
     encode, begin, end = encoder
 
     def report(tokens: int) -> None:
@@ -63,12 +82,18 @@ def _encode(text: pathlib.Path, held_out: pathlib.Path | None, encoder: tuple[En
     if not whole:
         progress.say(f"only the first {max_tokens} tokens of the text are used (--max-tokens)")
     files = len(files_of(text)) + (len(files_of(held_out)) if held_out else 0)
-    return {"train_tokens": train.tokens, "held_out_tokens": held.tokens, "files": files, "all_of_it": whole,
-            "ids_sha256": {path.name: file_sha256(path) for path in (train_path, held_path)}}
+    return {
+        "train_tokens": train.tokens,
+        "held_out_tokens": held.tokens,
+        "files": files,
+        "all_of_it": whole,
+        "ids_sha256": {path.name: file_sha256(path) for path in (train_path, held_path)},
+    }
 
 
-def _too_short(what: str, text: pathlib.Path, held_out: pathlib.Path | None, notes: dict[str, Any],
-               window_tokens: int) -> str:
+def _too_short(
+    what: str, text: pathlib.Path, held_out: pathlib.Path | None, notes: dict[str, Any], window_tokens: int
+) -> str:
     needed = LEAST_WINDOWS * window_tokens
     if notes["train_tokens"] == 0:
         return f"{text}: the text is empty"
@@ -76,5 +101,7 @@ def _too_short(what: str, text: pathlib.Path, held_out: pathlib.Path | None, not
         return f"{text}: {notes['train_tokens']} tokens to train on, {needed} are the least"
     if held_out:
         return f"{held_out}: {notes['held_out_tokens']} tokens held out, {needed} are the least"
-    return (f"{text}: too short to hold out one piece of 64 KiB in twenty ({notes['held_out_tokens']} tokens, {needed} "
-            "are the least): name another text by --held-out, or give more")
+    return (
+        f"{text}: too short to hold out one piece of 64 KiB in twenty ({notes['held_out_tokens']} tokens, {needed} "
+        "are the least): name another text by --held-out, or give more"
+    )

@@ -7,7 +7,6 @@ LINE_EVERY_SECONDS = 10.0
 
 
 class Progress:
-
     def __init__(self, name: str) -> None:
         self._name = name
         self._is_terminal = sys.stderr.isatty()

@@ -11,9 +11,15 @@ from scion.training.loop import Result
 
 def figures(result: Result) -> dict[str, Any]:
     state = result.state
-    return {"ended": result.reason, "steps": state.step, "tokens": state.points[-1].tokens,
-            "seconds": round(state.points[-1].seconds, 1), "best_step": state.best_step,
-            "held_out_loss": state.best_loss, "held_out_loss_at_start": state.points[0].held_out_loss}
+    return {
+        "ended": result.reason,
+        "steps": state.step,
+        "tokens": state.points[-1].tokens,
+        "seconds": round(state.points[-1].seconds, 1),
+        "best_step": state.best_step,
+        "held_out_loss": state.best_loss,
+        "held_out_loss_at_start": state.points[0].held_out_loss,
+    }
 
 
 def publish(folder: pathlib.Path, out: pathlib.Path, record: dict[str, Any], result: Result, title: str) -> None:

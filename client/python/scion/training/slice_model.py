@@ -19,14 +19,16 @@ class SliceModel:
         config = copy.deepcopy(source.config)
         config.domains = [{"name": domain, "num_experts": num_experts}]
         config.default_domain = domain
+        self.domain, self.num_experts = domain, num_experts
         self.source, self.config, self.device, self._autocast = source, config, device, autocast
         self.model = ScionForCausalLM(config)
         trunk = {name: source.read(name).float() for name in source.trunk}
         try:
             missing, unexpected = self.model.load_state_dict(trunk, strict=False)
         except RuntimeError as error:
-            raise TrainingError(f"{source.directory}: the trunk is not what config.json asks for: "
-                                f"{str(error).splitlines()[1].strip()}") from error
+            raise TrainingError(
+                f"{source.directory}: the trunk is not what config.json asks for: {str(error).splitlines()[1].strip()}"
+            ) from error
         missing = [name for name in missing if ".mlp.domains." not in name]
         self.model.tie_weights()
         if config.tie_word_embeddings:
@@ -40,7 +42,7 @@ class SliceModel:
         for number in self.config.sparse_layers:
             mlp = self.model.model.layers[number].mlp
             assert isinstance(mlp, ScionSparseMLP)
-            yield number, mlp.domains[self.config.domains[0]["name"]]
+            yield number, mlp.domains[self.domain]
 
     @torch.no_grad()
     def load_domain(self, domain: str) -> None:
@@ -74,12 +76,13 @@ def next_token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def domain_losses(source: Source, batches: list[torch.Tensor], device: torch.device,
-                  autocast: bool) -> dict[str, float]:
+def domain_losses(
+    source: Source, batches: list[torch.Tensor], device: torch.device, autocast: bool
+) -> dict[str, float]:
     """Nats per token of the windows, by domain of the source. One domain at a time is in memory."""
     losses, slice_model = {}, None
     for domain, num_experts in source.domains.items():
-        if slice_model is None or slice_model.config.domains[0]["num_experts"] != num_experts:
+        if slice_model is None or slice_model.num_experts != num_experts:
             slice_model = SliceModel(source, domain, num_experts, device, autocast)
         slice_model.load_domain(domain)
         losses[domain] = float(torch.cat([slice_model.losses(ids).double() for ids in batches]).mean())

@@ -31,8 +31,10 @@ class Source:
         self.directory = directory
         self.config_json = self._json("config.json")
         if self.config_json.get("model_type") != "scion" or not self.config_json.get("domains"):
-            raise TrainingError(f"{directory}: not a Scion model with domains (model_type "
-                                f"{self.config_json.get('model_type')!r}); moe-extract upcycle makes one of a dense model")
+            raise TrainingError(
+                f"{directory}: not a Scion model with domains (model_type "
+                f"{self.config_json.get('model_type')!r}); moe-extract upcycle makes one of a dense model"
+            )
         try:
             self.config = ScionConfig(**self.config_json)
         except (ValueError, KeyError, TypeError) as error:
@@ -55,18 +57,23 @@ class Source:
     def _check_domains(self) -> None:
         config = self.config
         for domain, num_experts in self.domains.items():
-            wanted = {tensor_name(layer, domain, "route"): [config.num_experts_per_tok, config.vocab_size]
-                      for layer in config.sparse_layers}
+            wanted = {
+                tensor_name(layer, domain, "route"): [config.num_experts_per_tok, config.vocab_size]
+                for layer in config.sparse_layers
+            }
             for layer in config.sparse_layers:
                 for expert in range(num_experts):
                     for projection in PROJECTIONS:
                         shape = [config.moe_intermediate_size, config.hidden_size]
-                        wanted[expert_name(layer, domain, expert, projection)] = \
+                        wanted[expert_name(layer, domain, expert, projection)] = (
                             shape[::-1] if projection == "down_proj" else shape
+                        )
             for name, shape in wanted.items():
                 if self.shapes.get(name) != shape:
-                    raise TrainingError(f"{self.directory}: tensor {name} has the shape {self.shapes.get(name)}, "
-                                        f"config.json asks for {shape}")
+                    raise TrainingError(
+                        f"{self.directory}: tensor {name} has the shape {self.shapes.get(name)}, "
+                        f"config.json asks for {shape}"
+                    )
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.directory / name
@@ -112,8 +119,9 @@ class Source:
         return encoder_of(self.directory, self.config.bos_token_id, self.config.eos_token_id)
 
 
-def encoder_of(directory: pathlib.Path, bos: int | None,
-               eos: int | list[int] | None) -> tuple[Encoder, list[int], int | None]:
+def encoder_of(
+    directory: pathlib.Path, bos: int | None, eos: int | list[int] | None
+) -> tuple[Encoder, list[int], int | None]:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise TrainingError(f"{path}: no such file: the texts can't be turned into tokens")

@@ -2,7 +2,7 @@
 
     scratch      random weights (config's initializer_range); routes balanced by the text alone
     DOMAIN       copies of that domain's experts
-    average      the mean over all domains of the experts of the same number (plain: neurons are not matched, which suits
+    average      the mean over all domains of the experts of the same number (neurons are not matched, which suits
                  domains that began as copies of the same FFNs)
 
 Where parent and child have different numbers of experts: with fewer in the child, expert e is the mean of the parent's

@@ -41,8 +41,11 @@ def files_of(text: pathlib.Path) -> list[pathlib.Path]:
 
     for folder, folders, names in os.walk(text, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [pathlib.Path(folder, name) for name in sorted(names)
-                  if not name.startswith(".") and pathlib.Path(folder, name).is_file()]
+        found += [
+            pathlib.Path(folder, name)
+            for name in sorted(names)
+            if not name.startswith(".") and pathlib.Path(folder, name).is_file()
+        ]
     if not found:
         raise TrainingError(f"{text}: no files in this folder")
     return found
@@ -77,8 +80,9 @@ def _json_documents(path: pathlib.Path, file: BinaryIO) -> Iterator[str]:
     while line := file.readline(MAX_JSON_LINE_BYTES + 1):
         number += 1
         if len(line) > MAX_JSON_LINE_BYTES:
-            raise TrainingError(f"{path}: line {number} is longer than {MAX_JSON_LINE_BYTES >> 20} MiB, the most of a "
-                                "line of JSON")
+            raise TrainingError(
+                f"{path}: line {number} is longer than {MAX_JSON_LINE_BYTES >> 20} MiB, the most of a line of JSON"
+            )
         if not line.strip():
             continue
         try:
@@ -95,7 +99,7 @@ def pieces_of(path: pathlib.Path) -> Iterator[str | None]:
     with path.open("rb") as file:
         if path.suffix == ".jsonl":
             for document in _json_documents(path, file):
-                yield from (document[begin:begin + PIECE_BYTES] for begin in range(0, len(document), PIECE_BYTES))
+                yield from (document[begin : begin + PIECE_BYTES] for begin in range(0, len(document), PIECE_BYTES))
                 yield None
         else:
             yield from _plain_pieces(path, file)
@@ -124,12 +128,21 @@ class IdFile:
         self._file.close()
 
 
-def encode_text(text: pathlib.Path, encode: Encoder, begin_ids: list[int], end_id: int | None, train: IdFile,
-                held_out: IdFile | None, max_tokens: int, report: Callable[[int], None]) -> bool:
+def encode_text(
+    text: pathlib.Path,
+    encode: Encoder,
+    begin_ids: list[int],
+    end_id: int | None,
+    train: IdFile,
+    held_out: IdFile | None,
+    max_tokens: int,
+    report: Callable[[int], None],
+) -> bool:
     """Encodes a text into `train`, but for one piece in HELD_OUT_ONE_IN into `held_out`, if given.
 
-    begin_ids, end_id: what is put before and after each document. A piece that is held out is one of its own. Special tokens are never looked for. Stops after `max_tokens`;
-    returns whether all of the text was read. report: is given the tokens so far, now and then.
+    begin_ids, end_id: what is put before and after each document. A piece that is held out
+    is one of its own. Special tokens are never looked for. Stops after `max_tokens`; returns whether all of the text
+    was read. report: is given the tokens so far, now and then.
     """
     count = 0
     ending = [] if end_id is None else [end_id]
@@ -168,5 +181,5 @@ def token_counts(ids: np.ndarray, vocab_size: int) -> np.ndarray:
     """[vocab_size] i64: how often each token comes."""
     counts = np.zeros(vocab_size, np.int64)
     for begin in range(0, len(ids), 1 << 20):
-        counts += np.bincount(ids[begin:begin + (1 << 20)].astype(np.int64), minlength=vocab_size)
+        counts += np.bincount(ids[begin : begin + (1 << 20)].astype(np.int64), minlength=vocab_size)
     return counts

@@ -15,7 +15,7 @@ class Windows:
         self.count = len(ids) // window_tokens
         if self.count == 0:
             raise TrainingError(f"the text has {len(ids)} tokens; a window has {window_tokens}")
-        self._ids = ids[:self.count * window_tokens].reshape(self.count, window_tokens)
+        self._ids = ids[: self.count * window_tokens].reshape(self.count, window_tokens)
         self._seed = seed
         self._epoch = -1
         self._order = np.zeros(0, np.int64)
@@ -34,5 +34,7 @@ class Windows:
     def spread(self, at_most: int, batch_windows: int) -> list[torch.Tensor]:
         """At most so many windows, evenly apart, always the same: batches as above, the last one maybe smaller."""
         chosen = np.unique(np.linspace(0, self.count - 1, min(at_most, self.count)).round().astype(np.int64))
-        return [torch.from_numpy(self._ids[chosen[begin:begin + batch_windows]].astype(np.int64))
-                for begin in range(0, len(chosen), batch_windows)]
+        return [
+            torch.from_numpy(self._ids[chosen[begin : begin + batch_windows]].astype(np.int64))
+            for begin in range(0, len(chosen), batch_windows)
+        ]

@@ -41,14 +41,17 @@ class Workspace:
             raise TrainingError(f"{self.folder}: another process works here") from None
         if self.has_checkpoint and not self._resume:
             os.close(self._descriptor)
-            raise TrainingError(f"{self.folder} holds an unfinished run: --resume goes on with it; or remove the folder")
+            raise TrainingError(
+                f"{self.folder} holds an unfinished run: --resume goes on with it; or remove the folder"
+            )
         if not self._resume:
             for path in self.folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is not None and not self.has_checkpoint:
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._descriptor)
