@@ -39,7 +39,6 @@ SOURCES = {  # no two splits have a Debian source package in common
         ("lilypond-doc-html-fr", r"\.fr\.html$", "html"),
         ("debian-reference-fr", HTML, "html"),
         ("debian-edu-doc-fr", HTML, "html"),
-        ("scilab-doc-fr", HTML, "html"),
     ],
 }
 FRENCH = set(

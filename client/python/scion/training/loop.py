@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import torch
 
 from scion.training import checkpoint
-from scion.training.curve import Point, csv
 from scion.training.atomic import write_text_atomically
+from scion.training.curve import Point, csv
 from scion.training.errors import TrainingError
 from scion.training.optimizer import Optimizer
 from scion.training.progress import Progress, duration
