@@ -67,6 +67,7 @@ class State:
     seconds: float = 0.0  # of training before this process
     loss_sum: float = 0.0  # of the steps since the last point of the curve
     loss_steps: int = 0
+    evaluation: int = 0  # the number of the next one: due at that share of the run
     stale: int = 0  # evaluations since the last gain
     best_loss: float = math.inf
     best_step: int = 0
@@ -140,8 +141,7 @@ class _Run:
             self._evaluate()
         while True:
             done = self._done()
-            due = int(done * settings.evaluations) >= len(state.points)
-            if due or done >= 1:
+            if int(done * settings.evaluations) >= state.evaluation or done >= 1:
                 if state.points[-1].step < state.step:
                     self._evaluate()
                     if settings.patience and state.stale >= settings.patience:
@@ -181,6 +181,7 @@ class _Run:
         train_loss = state.loss_sum / state.loss_steps if state.loss_steps else None
         state.points.append(Point(state.step, self._tokens(), self._seconds(), train_loss, held_out))
         state.loss_sum, state.loss_steps = 0.0, 0
+        state.evaluation = int(self._done() * self._settings.evaluations) + 1
         state.stale = 0 if held_out < state.best_loss - LEAST_GAIN else state.stale + 1
         if held_out < state.best_loss:
             state.best_loss, state.best_step = held_out, state.step
