@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 
 import pytest
 
@@ -135,8 +136,7 @@ def test_no_permission(model: pathlib.Path, texts: dict[str, pathlib.Path], tmp_
     place = tmp_path / "place"
     place.mkdir()
     place.chmod(0o555)
-    done = as_nobody(
-        tmp_path,
+    done = without_override(
         "scion.grow",
         str(model),
         "--name",
@@ -152,15 +152,9 @@ def test_no_permission(model: pathlib.Path, texts: dict[str, pathlib.Path], tmp_
     assert done.stderr.strip().splitlines()[-1].endswith("Permission denied") and "Traceback" not in done.stderr
 
 
-def as_nobody(tmp_path: pathlib.Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def without_override(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a module without the right to pass over permissions."""
-    import sys
-
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
     command = [sys.executable, "-B", "-m", module, *arguments]
     if os.geteuid() == 0:
         command = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override", *command]
-    package = str(engine.ROOT / "client/python")
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    return subprocess.run(command, capture_output=True, text=True)

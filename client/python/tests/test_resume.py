@@ -19,7 +19,6 @@ LONG = ("--steps", "60", "--evaluations", "12", "--checkpoint-seconds", "0.05")
 
 
 def start(model: pathlib.Path, texts: dict[str, pathlib.Path], out: pathlib.Path, *more: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join(filter(None, [str(engine.ROOT / "client/python"), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [
             sys.executable,
@@ -41,7 +40,6 @@ def start(model: pathlib.Path, texts: dict[str, pathlib.Path], out: pathlib.Path
         ],
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": path},
     )
 
 
