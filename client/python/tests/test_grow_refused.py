@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-import engine
 import tiny_model
 from training_fixtures import Program, model, run_grow, texts  # noqa: F401
 

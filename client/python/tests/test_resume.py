@@ -1,7 +1,6 @@
 """A run that is killed goes on from its checkpoint, and is from there on the run that was not killed, bit for bit."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -11,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import engine
 from scion.training import checkpoint
 from training_fixtures import QUICK, Program, model, run_grow, texts  # noqa: F401
 
