@@ -133,15 +133,14 @@ def distill(arguments: argparse.Namespace) -> None:
             arguments.resume,
         )
         frozen.check_same("what is not folded, in memory,", in_memory, fold.frozen_hashes())
-        folder = workspace.folder / "model"
-        folder.mkdir()
+        folder = workspace.directory()
         fold.write(folder)
         after = {name: digest for file in fold.files for name, digest in frozen.file_hashes(folder / file).items()}
         kept = [name for name in before if name not in fold.parameters()]
         frozen.check_same(
             "the written trunk", {name: before[name] for name in kept}, {name: after[name] for name in kept}
         )
-        lock(folder, program)
+        lock(folder, program, arguments.fold / "scion.lock.json")
         record = {
             "program": f"scion.distill {__version__}",
             "teacher": f"{model.name}@{domain}",

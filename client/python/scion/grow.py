@@ -202,8 +202,7 @@ def _write(
     before: dict[str, str],
     program: str | None,
 ) -> None:
-    folder = workspace.folder / "model"
-    folder.mkdir()
+    folder = workspace.directory()
     write_donor(slice_model, folder, arguments.trunk, arguments.seed)
     trunk = slice_model.source.trunk
     written = {

@@ -72,6 +72,20 @@ def test_training_brings_a_fold_nearer_to_its_slice(
         == 0
     )
     assert differing(out, fold) == FOLDED
+    # Its lock says still what it was folded from, so that verify measures it against its slice.
+    said = engine.run(
+        "moe-extract",
+        "verify",
+        out,
+        "--against",
+        model,
+        "--eval",
+        tmp_path / "held-out.txt",
+        "--max-kl",
+        5,
+        "--no-certificate",
+    )
+    assert "KL" in said
     record = json.loads((out / "training/record.json").read_text())
     assert set(record["frozen"]["before"]) == set(load_file(out / "model.safetensors")) - FOLDED
     assert record["frozen"]["before"] == record["frozen"]["after"]

@@ -33,6 +33,7 @@ def test_twenty_steps_give_a_donor(model: pathlib.Path, run_grow: Program, tmp_p
     assert files_of(model) == before
     assert (out / "trunk.safetensors").samefile(model / "trunk.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["held-out.txt", "model", "out", "texts"]
+    assert json.loads((out / "scion.lock.json").read_text())["lineage"][0]["source"] == "out"
     record = json.loads((out / "training/record.json").read_text())
     result = record["result"]
     assert result["held_out_loss"] < result["held_out_loss_at_start"] - 0.3

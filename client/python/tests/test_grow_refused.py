@@ -104,6 +104,8 @@ def test_a_place_that_is_taken(run_grow: Program, tmp_path: pathlib.Path, capsys
     (tmp_path / "out").mkdir()
     assert run_grow() == 1 and "exists" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
+    for place in (tmp_path / "out" / "..", tmp_path / "out" / "."):
+        assert run_grow(out=place) == 1 and "exists" in capsys.readouterr().err
     assert run_grow(out=tmp_path / "nowhere" / "out") == 1 and "no such folder" in capsys.readouterr().err
 
 

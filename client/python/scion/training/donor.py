@@ -95,10 +95,15 @@ def find_program(asked: str | None) -> str | None:
     return found
 
 
-def lock(folder: pathlib.Path, program: str | None) -> None:
-    """Has moe-extract, if there is one, write scion.lock.json. TrainingError if it refuses."""
+def lock(folder: pathlib.Path, program: str | None, before: pathlib.Path | None = None) -> None:
+    """Has moe-extract, if there is one, write scion.lock.json; its lineage goes on from `before`, another directory's
+    lock. TrainingError if it refuses."""
     if program is None:
         return
-    result = subprocess.run([program, "lock", str(folder)], capture_output=True, text=True, check=False)
+    command = [program, "lock", str(folder)]
+    if before is not None and before.is_file():
+        shutil.copyfile(before, folder / before.name)
+        command.append("--replace")
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise TrainingError(f"{program} lock: {result.stderr.strip()}")

@@ -1,5 +1,6 @@
 """What a run says of itself in OUT/training: record.json, loss.csv, loss.svg."""
 
+import os
 import pathlib
 from typing import Any
 
@@ -29,4 +30,4 @@ def publish(folder: pathlib.Path, out: pathlib.Path, record: dict[str, Any], res
     write_json(training / "record.json", record)
     (training / "loss.csv").write_text(curve.csv(result.state.points), encoding="utf-8")
     (training / "loss.svg").write_text(curve.svg(result.state.points, title), encoding="utf-8")
-    publish_directory(folder, out)
+    publish_directory(folder, pathlib.Path(os.path.abspath(out)))

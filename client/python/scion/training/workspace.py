@@ -21,8 +21,8 @@ class Workspace:
     """
 
     def __init__(self, out: pathlib.Path, resume: bool) -> None:
-        self._out, self._resume = out, resume
-        self.folder = out.with_name(f".{out.name}.scion-train")
+        self._out, self._resume = pathlib.Path(os.path.abspath(out)), resume
+        self.folder = self._out.with_name(f".{self._out.name}.scion-train")
         self._descriptor = -1
 
     def __enter__(self) -> "Workspace":
@@ -59,6 +59,13 @@ class Workspace:
     @property
     def has_checkpoint(self) -> bool:
         return (self.folder / checkpoint.NAME).is_file()
+
+    def directory(self) -> pathlib.Path:
+        """A new one of the result's own name, which the lock's lineage will have, to become the result."""
+        directory = self.folder / "result" / self._out.name
+        shutil.rmtree(directory.parent, ignore_errors=True)  # of a run that was killed while it wrote
+        directory.mkdir(parents=True)
+        return directory
 
     def finish(self) -> None:
         shutil.rmtree(self.folder)
