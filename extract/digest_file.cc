@@ -134,7 +134,7 @@ absl::StatusOr<FileDigest> DigestFile(const ReadOnlyFile& file, std::span<const 
   TensorHasher tensor_hasher(tensors);
   // What was written is what is hashed.
   const Reader read = [&](uint64_t offset, std::span<std::byte> out) {
-    return file.Read(offset, out);
+    return copy == nullptr ? file.Read(offset, out) : copy->Read(offset, out);
   };
   HashingThread by_whole(read, file.size(), [&](uint64_t, std::span<const std::byte> bytes) { whole.Update(bytes); });
   std::optional<HashingThread> by_tensors;
