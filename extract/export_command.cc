@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 
+#include "absl/time/clock.h"
 #include "extract/commands.h"
 #include "extract/export.h"
 
@@ -23,7 +24,8 @@ struct ExportArguments {
 
 int RunExport(const ExportArguments& args) {
   const CancelOnSignal cancel;
-  ExportOptions options = {.model = args.model, .out = args.out, .log = stderr};
+  ExportOptions options = {
+      .model = args.model, .out = args.out, .version = SCION_VERSION, .now = absl::Now(), .log = stderr};
   const bool is_gguf = args.format == "gguf";
   options.format = is_gguf ? ExportFormat::kGguf : ExportFormat::kHuggingFace;
   if (!args.type.empty()) options.type = kTypes.at(args.type);
