@@ -120,7 +120,7 @@ std::string BalancePlot(const RouteBalance& balance) {
   const size_t columns = std::min(experts, kMaxPlotColumns);
   constexpr size_t kMaxColumnsWithText = 16;
   const bool has_text = experts <= kMaxColumnsWithText;
-  const double left = 62, cell = has_text ? 52 : 14, right = 96;
+  const double left = 56, cell = has_text ? 46 : 14, right = 86;
   Svg svg(CellX(left, cell, columns) + right, CellY(rows), absl::StrCat("Route balance of ", balance.domain),
           absl::StrCat("A heat map: a row for each of ", balance.layers.size(), " sparse layers, a column for each of ",
                        experts, " experts; each cell holds the expert's share of the layer's visits."));

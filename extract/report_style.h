@@ -53,10 +53,11 @@ svg text.on-q5,svg text.on-q6,svg text.on-d0,svg text.on-d6{fill:var(--dark)}}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.25rem .8rem .25rem 0;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600;font-size:.85rem;color:var(--quiet);vertical-align:bottom}
-td.n,th.n{text-align:right;white-space:nowrap}
+td.n,th.n{text-align:right}
+td.n{white-space:nowrap}
 td.wide{width:25%;min-width:5rem}
 td.fixed{white-space:nowrap}
-@media (max-width:30rem){th,td{padding-right:.55rem;font-size:.9rem}th{font-size:.8rem}}
+@media (max-width:30rem){th,td{padding-right:.5rem;font-size:.85rem}th{font-size:.8rem}td.wide{min-width:2.5rem}}
 .bar{display:block;margin-top:.3rem}
 .bar rect{fill:var(--bar)}
 .bar rect.trunk{fill:var(--trunk)}

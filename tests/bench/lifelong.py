@@ -127,9 +127,9 @@ def table(result):
     name, default = result["domain"], result["default_domain"]
     kept, back, size = result["retention"], result["backward"], result["capacity"]
     lines = ["| | measured |", "|---|---|",
-             f"| knowledge retention | `{name}` grafted in: every old domain's logits have the same bits "
-             f"({kept['tensors']} tensors, {kept['positions']:,} positions of {kept['prompts']} prompts), and "
-             f"{kept['perplexities']} perplexities are the same numbers |",
+             f"| knowledge retention | `{name}` grafted in: every old domain's logits have the same bits as before, and "
+             f"`{name}`'s the donor's ({kept['tensors']} tensors, {kept['positions']:,} positions of {kept['prompts']} "
+             f"prompts); {kept['perplexities']} perplexities of old domains are the same numbers |",
              f"| backward transfer | `{back['replaced']}` replaced by `{back['by']}`'s experts: its own text goes from "
              f"{back['replaced_perplexity'][0]:.1f} to {back['replaced_perplexity'][1]:.1f}; to the other domains "
              f"nothing happens ({back['positions']:,} positions bit for bit, {back['perplexities']} perplexities) |",

@@ -36,6 +36,8 @@ addEventListener("load", () => {
       return {text: text.textContent, outside: box.x < -0.5 || box.y < -0.5 || box.x + box.width > svg.width + 0.5 ||
               box.y + box.height > svg.height + 0.5};
     });
+    found.scrolled = [...page.querySelectorAll("svg[role]")]
+        .filter(plot => plot.getBoundingClientRect().right > frame.clientWidth).length;
     const cells = [...page.querySelectorAll("svg[role] rect")];
     found.cells = cells.length;
     found.spilled = [...page.querySelectorAll('svg text[class^="on-"]')].filter(text => {
@@ -112,6 +114,7 @@ class ReportPageTest(unittest.TestCase):
             self.assertGreater(len(found["texts"]), 16 + 4 * 12)
             self.assertEqual([text["text"] for text in found["texts"] if text["outside"]], [])
             self.assertEqual(found["spilled"], [])
+            self.assertEqual(found["scrolled"], 0)  # the demo's plots, whole
 
     def test_it_asks_for_nothing(self):
         self.assertEqual(asked_for(self.page), ["/"])

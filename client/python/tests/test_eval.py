@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pathlib
 import subprocess
 import xml.etree.ElementTree
@@ -12,16 +11,20 @@ from collections.abc import Sequence
 
 import pytest
 
+from engine import BIN, DEMO
 from scion import eval as command
 from scion.evaluation import plot
 from scion.evaluation.matrix import Matrix, Row, measure, windows_of
 from scion.evaluation.scorers import TorchScorer
 from scion.evaluation.texts import EvalError, Text, find_texts, read_documents
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
-DEMO = ROOT / "deploy/demo"
-BIN = pathlib.Path(os.environ.get("SCION_BIN", ROOT / "build/release/bin"))
 COMMITTED = json.loads((DEMO / "eval/matrix.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package does not find the build by itself."""
+    monkeypatch.setenv("SCION_BIN", str(BIN))
 
 
 class Bytes:
