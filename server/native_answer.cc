@@ -182,7 +182,7 @@ HttpResponse DomainsPage(const Admission& admission) {
     const DomainStats load = i < stats.domains.size() ? stats.domains[i] : DomainStats{};
     domains.push_back({{"name", spec.domains[i].name},
                        {"num_experts", spec.domains[i].num_experts},
-                       {"generation", 1},
+                       {"generation", model->engine->generations().at(i).generation},
                        {"weight_bytes", load.weight_bytes},
                        {"requests", load.requests},
                        {"prompt_tokens", load.prompt_tokens},

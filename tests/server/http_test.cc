@@ -256,6 +256,8 @@ TEST(HttpTest, DomainsHaveTheirSizesAndLoad) {
   EXPECT_EQ(body["default_domain"], "en");
   ASSERT_EQ(body["domains"].size(), 2u);
   EXPECT_EQ(body["domains"][1]["name"], "cpp");
+  EXPECT_EQ(body["domains"][0]["generation"], 1);
+  EXPECT_EQ(body["domains"][1]["generation"], 2);
   EXPECT_EQ(body["domains"][1]["weight_bytes"], 400);
   EXPECT_EQ(body["domains"][1]["generated_tokens"], 99);
 }
