@@ -452,13 +452,24 @@ TEST_F(ReportTest, WideModelsAreCutOnThePageAndWholeInTheFigures) {
   for (int d = 0; d < 40; ++d) wide.domains.push_back({absl::StrCat("d", d), 1});
   wide.moe_intermediate_size = 8;
   WriteModel(MakeTinyModel(wide));
-  const ReportFigures figures = Write(Options());
+  ReportOptions options = Options();
+  options.folds = {temp() / "folds.json"};
+  std::string folds;
+  for (int width = 1; width <= 250; ++width) {
+    absl::StrAppend(&folds, width == 1 ? "[" : ",", R"({"domain": "alpha", "method": "lsq", "width": )", width,
+                    R"(, "route_channels": false, "bytes": 1, "model_bytes": 2})");
+  }
+  WriteBytes(options.folds[0], folds + "]");
+  const ReportFigures figures = Write(options);
   EXPECT_EQ(figures.balance.at(0).layers[0].shares.size(), 100u);
   EXPECT_EQ(ToJson(figures)["balance"].size(), 41u);
-  EXPECT_THAT(Page(), HasSubstr("2 layers of 100 experts; the plot shows 64 of 64 at most"));
-  EXPECT_THAT(Page(), HasSubstr("expert 63:"));
-  EXPECT_THAT(Page(), Not(HasSubstr("expert 64:")));
-  EXPECT_THAT(Page(), HasSubstr("9 more domains are in --json"));
+  EXPECT_EQ(ToJson(figures)["folds"].size(), 250u);
+  for (const char* shown : {"2 layers of 100 experts; the plot shows 64 of 64 at most", "expert 63:",
+                            "9 more domains are in --json", "50 more are in --json", "<td class=\"n\">200</td>"}) {
+    EXPECT_THAT(Page(), HasSubstr(shown));
+  }
+  for (const char* not_shown : {"expert 64:", "<td class=\"n\">201</td>"})
+    EXPECT_THAT(Page(), Not(HasSubstr(not_shown)));
 }
 
 TEST_F(ReportTest, GgufFilesAreMeasuredWithTheirOwnTokenizer) {
