@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
-"""What growing a model keeps, adds and costs: the rows of the README's table of lifelong learning that need no training.
+"""What growing a model keeps, adds and costs: the rows of the README's table of lifelong learning.
 
-usage: lifelong.py --donor DIR --as NAME --held-out FILE [--text FILE ...] [--replace en --by cpp] [--out run.json]
+usage: lifelong.py --donor DIR --as NAME --held-out FILE [--scratch DIR] [--text FILE ...] [--replace en --by cpp]
+                   [--out run.json]
 
-In copies of the model (deploy/demo): grafts the donor's domain in and asks `moe-extract verify` whether every old domain
-kept every bit; replaces a domain by another and asks the same; measures texts (`moe-extract report --text`) under every
-domain of each: deploy/demo/eval, the donor's held-out text, the texts of --text, and a mix of all of deploy/demo/eval,
-document by document in turn, whose domain nobody tells. Perplexities of old domains are compared as numbers, not as
-printed. Prints the table in Markdown; fails if what must not change has changed.
+In copies of the model (deploy/demo): grafts the donor's domain in and asks `moe-extract verify` whether every old
+domain kept every bit; replaces a domain by another and asks the same; measures texts (`moe-extract report --text`)
+under every domain of each: deploy/demo/eval, the donor's held-out text, the texts of --text, and a mix of all of
+deploy/demo/eval, document by document in turn, whose domain nobody tells. Perplexities of old domains are compared as
+numbers, not as printed. What training took is what scion.grow recorded beside the donor, and beside a run from scratch
+(--scratch), which is the measure of forward transfer. Prints the table in Markdown; fails if what must not change has
+changed.
 """
 
 import argparse
+import csv
 import json
 import math
 import pathlib
@@ -45,7 +49,8 @@ class Tool:
     def perplexities(self, model, texts):
         """{text: {"scored_tokens": n, "perplexity": {domain: x}}}"""
         self.pages += 1
-        figures = json.loads(self.run("report", model, "--text", texts, "-o", self.work / f"{self.pages}.html", "--json"))
+        page = self.work / f"{self.pages}.html"
+        figures = json.loads(self.run("report", model, "--text", texts, "-o", page, "--json"))
         return {row["text"]: row for row in figures["matrix"]["rows"]}
 
 
@@ -90,6 +95,30 @@ def told_by_document(rows, domains):
                         for domain in domains) / tokens)
 
 
+def curve(run):
+    """What scion.grow wrote of a run: [(step, tokens, seconds, held-out loss)]"""
+    with open(run / "training" / "loss.csv", newline="", encoding="utf-8") as file:
+        return [(int(row["step"]), int(row["tokens"]), float(row["seconds"]), float(row["held_out_loss"]))
+                for row in csv.DictReader(file)]
+
+
+def growth(donor, base_rows, grown_rows, name, old):
+    """Tokens and seconds of the training, and what it gained on held-out text."""
+    record = json.loads((donor / "training" / "record.json").read_text())
+    best_old = min(base_rows[name]["perplexity"][domain] for domain in old)
+    return {"steps": record["result"]["steps"], "tokens": record["result"]["tokens"],
+            "seconds": record["result"]["seconds"], "best_old_domain": best_old,
+            "perplexity": grown_rows[name]["perplexity"][name]}
+
+
+def transfer(donor, scratch):
+    """The step at which the donor's run was as good as the run from scratch ever was, on the held-out text of both."""
+    step_of_scratch, _, _, loss = min(curve(scratch), key=lambda row: row[3])
+    step = next((row[0] for row in curve(donor) if row[3] <= loss), None)
+    return {"scratch_steps": step_of_scratch, "scratch_loss": loss, "steps": step,
+            "loss": min(row[3] for row in curve(donor))}
+
+
 def measure(arguments, work):
     tool = Tool(arguments.moe_extract, work)
     config = json.loads((arguments.model / "config.json").read_text())
@@ -110,16 +139,24 @@ def measure(arguments, work):
     others = [domain for domain in old if domain != arguments.replace]
     own = base[arguments.replace]["perplexity"][arguments.replace]
     result["backward"] = {"replaced": arguments.replace, "by": arguments.by, "tensors": backward["tensors"],
-                          "positions": backward["positions"], "perplexities": must_be_equal(base, replaced_rows, others),
-                          "replaced_perplexity": [own, replaced_rows[arguments.replace]["perplexity"][arguments.replace]]}
+                          "positions": backward["positions"],
+                          "perplexities": must_be_equal(base, replaced_rows, others),
+                          "own_text": [own, replaced_rows[arguments.replace]["perplexity"][arguments.replace]]}
 
     file = next((grown / "domains").glob(f"{arguments.name}.*safetensors"))
     result["capacity"] = {"domain_file_bytes": file.stat().st_size,
                           "added_bytes": folder_bytes(grown) - folder_bytes(arguments.model),
                           "trunk_bytes": (arguments.model / "trunk.safetensors").stat().st_size}
 
+    folder = pathlib.Path(arguments.donor.split("@")[0])
+    if (folder / "training").is_dir():
+        result["growth"] = growth(folder, base, after, arguments.name, old)
+    if arguments.scratch:
+        result["forward"] = transfer(folder, arguments.scratch)
+
     result["no_boundary"] = {"told_by_document": told_by_document(base, old),
-                             "texts": {text: after[text] for text in [MIX, arguments.name, *(t.stem for t in arguments.text)]}}
+                             "texts": {text: after[text]
+                                       for text in [MIX, arguments.name, *(text.stem for text in arguments.text)]}}
     return result
 
 
@@ -127,14 +164,22 @@ def table(result):
     name, default = result["domain"], result["default_domain"]
     kept, back, size = result["retention"], result["backward"], result["capacity"]
     lines = ["| | measured |", "|---|---|",
-             f"| knowledge retention | `{name}` grafted in: every old domain's logits have the same bits as before, and "
-             f"`{name}`'s the donor's ({kept['tensors']} tensors, {kept['positions']:,} positions of {kept['prompts']} "
+             f"| knowledge retention | `{name}` grafted in: every old domain's logits have the same bits as before, "
+             f"and `{name}`'s the donor's ({kept['tensors']} tensors, {kept['positions']:,} positions of {kept['prompts']} "
              f"prompts); {kept['perplexities']} perplexities of old domains are the same numbers |",
              f"| backward transfer | `{back['replaced']}` replaced by `{back['by']}`'s experts: its own text goes from "
-             f"{back['replaced_perplexity'][0]:.1f} to {back['replaced_perplexity'][1]:.1f}; to the other domains "
+             f"{back['own_text'][0]:.1f} to {back['own_text'][1]:.1f}; to the other domains "
              f"nothing happens ({back['positions']:,} positions bit for bit, {back['perplexities']} perplexities) |",
-             f"| capacity | {size['added_bytes']:,} bytes for a domain more ({size['domain_file_bytes']:,} its file; the "
-             f"trunk, shared, has {size['trunk_bytes']:,}) |"]
+             f"| capacity | {size['added_bytes']:,} bytes for a domain more ({size['domain_file_bytes']:,} its file; "
+             f"the trunk, shared, has {size['trunk_bytes']:,}) |"]
+    if grown := result.get("growth"):
+        lines.append(f"| online growth | {grown['tokens']:,} tokens in {grown['steps']} steps and "
+                     f"{grown['seconds']:.0f} s: held-out text of `{name}` from {grown['best_old_domain']:.1f} "
+                     f"(the best old domain) to {grown['perplexity']:.1f} |")
+    if forward := result.get("forward"):
+        lines.append(f"| forward transfer | what {forward['scratch_steps']} steps from scratch reach "
+                     f"(held-out loss {forward['scratch_loss']:.3f}) takes {forward['steps']} steps from the nearest "
+                     f"domain; at the end {forward['loss']:.3f} |")
     for text, row in result["no_boundary"]["texts"].items():
         known = row["perplexity"]
         best = min((domain for domain in known if domain != text), key=known.get)
@@ -151,6 +196,7 @@ def main():
     parser.add_argument("--donor", required=True, help="a model that has the new domain, DIR or DIR@DOMAIN")
     parser.add_argument("--as", dest="name", required=True, help="the new domain's name")
     parser.add_argument("--held-out", type=pathlib.Path, required=True, help="text of the new domain")
+    parser.add_argument("--scratch", type=pathlib.Path, help="a run of scion.grow as the donor's, but from scratch")
     parser.add_argument("--text", type=pathlib.Path, action="append", default=[], help="a text of no domain")
     parser.add_argument("--model", type=pathlib.Path, default=DEMO, help="with texts in eval/")
     parser.add_argument("--replace", default="en", help="the domain that is replaced")
