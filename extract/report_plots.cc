@@ -120,7 +120,7 @@ std::string BalancePlot(const RouteBalance& balance) {
   const size_t columns = std::min(experts, kMaxPlotColumns);
   constexpr size_t kMaxColumnsWithText = 16;
   const bool has_text = experts <= kMaxColumnsWithText;
-  const double left = 56, cell = has_text ? 46 : 14, right = 86;
+  const double left = 62, cell = has_text ? 46 : 14, right = 80;
   Svg svg(CellX(left, cell, columns) + right, CellY(rows), absl::StrCat("Route balance of ", balance.domain),
           absl::StrCat("A heat map: a row for each of ", balance.layers.size(), " sparse layers, a column for each of ",
                        experts, " experts; each cell holds the expert's share of the layer's visits."));
@@ -130,7 +130,7 @@ std::string BalancePlot(const RouteBalance& balance) {
     }
   }
   svg.Text(left - 8, kHeader - 8, "end", "quiet", "expert");
-  svg.Text(CellX(left, cell, columns) + 6, kHeader - 8, "start", "quiet", "least, most");
+  svg.Text(CellX(left, cell, columns) + 6, kHeader - 8, "start", "quiet", "least\u2013most");
   for (size_t r = 0; r < rows; ++r) {
     const RouteBalance::Layer& layer = balance.layers[r];
     svg.Text(left - 8, Baseline(r), "end", "name", absl::StrCat("layer ", layer.layer));
@@ -142,7 +142,7 @@ std::string BalancePlot(const RouteBalance& balance) {
                absl::StrFormat("layer %d, expert %d: %.2f%% of the visits", layer.layer, e, 100 * share));
     }
     svg.Text(CellX(left, cell, columns) + 6, Baseline(r), "start", "quiet",
-             absl::StrCat(PercentText(least), ", ", PercentText(most)));
+             absl::StrFormat("%.1f\u2013%s", 100 * least, PercentText(most)));
   }
   return std::move(svg).Finish();
 }

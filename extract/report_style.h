@@ -15,7 +15,7 @@ inline constexpr std::string_view kReportStyle = R"css(
 @media (prefers-color-scheme:dark){:root{--page:#12161b;--ink:#e4e8ec;--quiet:#9ba6b2;--line:#333b45;--bar:#5b9fd6;
 --trunk:#7c8793;--own:#f0f3f6;
 --q0:#1a222c;--q1:#1e2e40;--q2:#213d5a;--q3:#265079;--q4:#2d68a0;--q5:#67aee6;--q6:#a9d5fb;
---d0:#f39b3d;--d1:#b5691a;--d2:#5e4325;--d3:#262d35;--d4:#23425f;--d5:#2d68a0;--d6:#7fbcee}}
+--d0:#f39b3d;--d1:#a35c12;--d2:#5e4325;--d3:#262d35;--d4:#23425f;--d5:#2d68a0;--d6:#7fbcee}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:60rem;padding:1rem;background:var(--page);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;overflow-wrap:break-word}

@@ -140,7 +140,7 @@ TEST_F(ReportTest, BalanceIsThatOfRoutesMadeByHand) {
   EXPECT_TRUE(beta.by_text);
   EXPECT_THAT(beta.layers[0].shares, ElementsAre(0.25, 0.75));
   EXPECT_THAT(beta.layers[1].shares, ElementsAre(0.75, 0.25));
-  for (const char* percent : {">33.1%<", ">33.8%<", ">100.0%<", ">75.0%<", ">25.0%<", ">25.0%, 75.0%<"}) {
+  for (const char* percent : {">33.1%<", ">33.8%<", ">100.0%<", ">75.0%<", ">25.0%<", ">25.0–75.0%<"}) {
     EXPECT_THAT(Page(), HasSubstr(percent));
   }
   EXPECT_EQ(ToJson(figures)["balance"][1]["by"], "text");
