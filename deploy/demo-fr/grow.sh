@@ -12,5 +12,5 @@ python=${PYTHON:-python3}
 [ $# -eq 1 ] || { sed -n '2,/^set /s/^# \{0,1\}//p' "$0" && exit 2; }
 [ -d corpus ] || "$python" -B "$here/corpus.py" corpus
 PYTHONPATH=$root/client/python "$python" -B -m scion.grow "$root/deploy/demo" --name fr \
-  --text corpus/train --held-out corpus/calibration --init-from best --steps 300 --evaluations 15 \
+  --text corpus/train --held-out corpus/calibration --init-from best --steps 240 --evaluations 12 \
   --held-out-windows 48 --threads 1 --trunk copy ${MOE_EXTRACT:+--moe-extract "$MOE_EXTRACT"} -o "$1"
