@@ -6,11 +6,11 @@ usage: lifelong.py --donor DIR --as NAME --held-out FILE [--scratch DIR] [--text
 
 In copies of the model (deploy/demo): grafts the donor's domain in and asks `moe-extract verify` whether every old
 domain kept every bit; replaces a domain by another and asks the same; measures texts (`moe-extract report --text`)
-under every domain of each: deploy/demo/eval, the donor's held-out text, the texts of --text, and a mix of all of
-deploy/demo/eval, document by document in turn, whose domain nobody tells. Perplexities of old domains are compared as
-numbers, not as printed. What training took is what scion.grow recorded beside the donor, and beside a run from scratch
-(--scratch), which is the measure of forward transfer. Prints the table in Markdown; fails if what must not change has
-changed.
+under every domain of each: deploy/demo/eval, the donor's held-out text, the texts of --text. All of deploy/demo/eval in
+one is a text whose domain changes by the document, and nobody tells; its perplexity follows from the parts', since
+windows never reach beyond a document. Perplexities of old domains are compared as numbers, not as printed. What
+training took is what scion.grow recorded beside the donor, and beside a run from scratch (--scratch), which is the measure of
+forward transfer. Prints the table in Markdown; fails if what must not change has changed.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEMO = ROOT / "deploy" / "demo"
-MIX = "mix"
+MIX = "mix"  # of all texts of old domains
 
 
 class Tool:
@@ -64,9 +64,6 @@ def write_texts(folder, arguments):
     of_domains = {path.stem: documents(path) for path in sorted((arguments.model / "eval").glob("*.jsonl"))}
     for name, lines in of_domains.items():
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    turns = max(map(len, of_domains.values()))
-    mixed = [lines[turn] for turn in range(turns) for lines in of_domains.values() if turn < len(lines)]
-    (folder / f"{MIX}.jsonl").write_text("\n".join(mixed) + "\n", encoding="utf-8")
     shutil.copy(arguments.held_out, folder / f"{arguments.name}{arguments.held_out.suffix}")
     for text in arguments.text:
         shutil.copy(text, folder / text.name)
@@ -87,12 +84,11 @@ def folder_bytes(model):
     return sum(path.stat().st_size for path in [*(model / "domains").iterdir(), *(model / name for name in names)])
 
 
-def told_by_document(rows, domains):
-    """Perplexity of the mix if each document's domain were told: from the rows of which it is made."""
-    tokens = sum(rows[domain]["scored_tokens"] for domain in domains)
-    assert tokens == rows[MIX]["scored_tokens"]
-    return math.exp(sum(rows[domain]["scored_tokens"] * math.log(rows[domain]["perplexity"][domain])
-                        for domain in domains) / tokens)
+def of_all(rows, texts, domain_of):
+    """Perplexity of the texts in one, if each is asked of domain_of(text)."""
+    tokens = sum(rows[text]["scored_tokens"] for text in texts)
+    return math.exp(sum(rows[text]["scored_tokens"] * math.log(rows[text]["perplexity"][domain_of(text)])
+                        for text in texts) / tokens)
 
 
 def curve(run):
@@ -154,9 +150,10 @@ def measure(arguments, work):
     if arguments.scratch:
         result["forward"] = transfer(folder, arguments.scratch)
 
-    result["no_boundary"] = {"told_by_document": told_by_document(base, old),
-                             "texts": {text: after[text]
-                                       for text in [MIX, arguments.name, *(text.stem for text in arguments.text)]}}
+    mix = {domain: of_all(after, old, lambda _, asked=domain: asked) for domain in [*old, arguments.name]}
+    apart = {text: after[text] for text in [arguments.name, *(text.stem for text in arguments.text)]}
+    result["no_boundary"] = {"told_by_document": of_all(base, old, lambda text: text),
+                             "texts": {MIX: {"perplexity": mix}, **apart}}
     return result
 
 
@@ -165,8 +162,8 @@ def table(result):
     kept, back, size = result["retention"], result["backward"], result["capacity"]
     lines = ["| | measured |", "|---|---|",
              f"| knowledge retention | `{name}` grafted in: every old domain's logits have the same bits as before, "
-             f"and `{name}`'s the donor's ({kept['tensors']} tensors, {kept['positions']:,} positions of {kept['prompts']} "
-             f"prompts); {kept['perplexities']} perplexities of old domains are the same numbers |",
+             f"and `{name}`'s the donor's ({kept['tensors']} tensors, {kept['positions']:,} positions of "
+             f"{kept['prompts']} prompts); {kept['perplexities']} perplexities of old domains are the same numbers |",
              f"| backward transfer | `{back['replaced']}` replaced by `{back['by']}`'s experts: its own text goes from "
              f"{back['own_text'][0]:.1f} to {back['own_text'][1]:.1f}; to the other domains "
              f"nothing happens ({back['positions']:,} positions bit for bit, {back['perplexities']} perplexities) |",
@@ -183,10 +180,10 @@ def table(result):
     for text, row in result["no_boundary"]["texts"].items():
         known = row["perplexity"]
         best = min((domain for domain in known if domain != text), key=known.get)
-        of_all = ", ".join(f"`{domain}` {value:.1f}" for domain, value in known.items())
+        each = ", ".join(f"`{domain}` {value:.1f}" for domain, value in known.items())
         told = (f"; each document under its own domain: {result['no_boundary']['told_by_document']:.1f}"
                 if text == MIX else "")
-        lines.append(f"| no task boundary: text `{text}` | {of_all}; by default `{default}` {known[default]:.1f}, "
+        lines.append(f"| no task boundary: text `{text}` | {each}; by default `{default}` {known[default]:.1f}, "
                      f"best {'other ' if text == name else ''}`{best}` {known[best]:.1f}{told} |")
     return "\n".join(lines)
 

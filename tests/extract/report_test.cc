@@ -186,7 +186,7 @@ TEST_F(ReportTest, PerplexitiesAreThoseOfTheWindowsUnderEveryDomain) {
   std::string longer, barely(129, 'q');
   for (int i = 0; i < 200; ++i) longer += static_cast<char>('d' + i % 20);
   WriteText("beta.jsonl", absl::StrCat("{\"text\": \"", longer, "\"}\n\n{\"text\": \"", barely, "\", \"x\": 1}\n"));
-  WriteText("zulu.txt", "abcab");  // of no domain
+  WriteText("aaa.txt", "abcab");  // of no domain
   WriteText("alpha.txt", "hello, world\n");
   WriteText("notes.md", "no text of ours");
   const ReportFigures figures = Write(WithTexts());
@@ -195,7 +195,7 @@ TEST_F(ReportTest, PerplexitiesAreThoseOfTheWindowsUnderEveryDomain) {
   EXPECT_THAT(figures.matrix->domains, ElementsAre("alpha", "beta"));
 
   const std::vector<int32_t> bytes(longer.begin(), longer.end());
-  const std::vector<std::string> rows = {"alpha", "beta", "zulu"};  // texts of domains first
+  const std::vector<std::string> rows = {"alpha", "beta", "aaa"};  // texts of domains first
   const std::string hello = "hello, world\n";
   const std::vector<std::vector<std::vector<int32_t>>> windows = {
       {{hello.begin(), hello.end()}},
