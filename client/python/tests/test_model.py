@@ -235,7 +235,7 @@ def test_weights_are_tied_if_the_config_says_so_and_routes_stay_whole_numbers(mo
 
 def test_what_transformers_saves_it_loads_again(models: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
     """Also below names that a module has for itself."""
-    model = ScionForCausalLM.from_pretrained(models["names"], dtype=torch.float32).eval()
+    model = ScionForCausalLM.from_pretrained(models["names"]).float().eval()
     assert len(model.train().eval().state_dict()) == len(load_file(models["names"] / "trunk.safetensors")) + 1 + sum(
         2 * (3 * n + 2) for n in (1, 2, 3, 2, 5))  # the tied head; in two layers per domain: experts, route and weights
     model.save_pretrained(tmp_path)
