@@ -14,6 +14,7 @@
 #   install  installed to another prefix and moved, the programs run from there
 #   python   the package in client/python: built, installed, tested (pytest); the first time 3 GB are downloaded
 #   bench    decode reads weights at 60% of the measured bandwidth at least (pytest)
+#   browser  the page of moe-extract report in Chromium, which it installs
 #   clang    everything once more with clang 19, for its warnings
 #   tsan     ThreadSanitizer on engine and scheduler
 #   leaks    the crowd of streams against a server with AddressSanitizer and UndefinedBehaviorSanitizer
@@ -29,7 +30,7 @@ source deploy/progress.sh
 exec </dev/null
 
 ci_steps=(build unit e2e install python bench tsan fuzz)
-all_steps=("${ci_steps[@]}" leaks clang asan)
+all_steps=("${ci_steps[@]}" browser leaks clang asan)
 # gguf_vocabulary checks more than that nothing breaks, and still finds something now and then.
 fuzz_targets=(safetensors gguf config tokenizer)
 steps=()
@@ -162,6 +163,12 @@ step_python() {
 step_bench() {
   release_build || return 0
   run_pytest bench ../bench/smoke_test.py
+}
+
+step_browser() {
+  release_build || return 0
+  deploy/packages.sh browser
+  check browser python3 -B tests/browser/report_page_test.py --moe-extract build/release/bin/moe-extract
 }
 
 # Unlike the others, nothing runs here: that it compiles without a warning is the check.

@@ -29,5 +29,5 @@ runtime = next(need for need in requires("grpcio-tools") or () if need.startswit
 setup(cmdclass={"build_py": BuildWithStubs},
       extras_require={
           "client": [f"grpcio>={version('grpcio-tools')}", runtime],
-          "train": ["torch>=2.2", "transformers>=4.48", "safetensors>=0.4", "numpy>=1.24"],
+          "train": ["torch>=2.2", "transformers>=4.48", "safetensors>=0.4", "numpy>=1.24", "tokenizers>=0.20"],
       })

@@ -372,6 +372,7 @@ def test_memory(life):
         run("log", model)
         run("gc", model)
         run("inspect", model)
+        run("report", model, "-o", place / "report.html")
         harness.expect(os.stat(model / "trunk.safetensors").st_size > size * 9 // 10, "the trunk is small")
         shutil.rmtree(place)
     print("peak resident MiB:", peaks)
@@ -423,6 +424,9 @@ def test_usage_and_help(life):
         ["gc", model, "--keep", "-1"],
         ["log"],
         ["log", model, "more"],
+        ["report", model],
+        ["report", "-o", life.place / "x"],
+        ["report", model, "-o", life.place / "x", "--text", model, "--matrix", model / "config.json"],
         ["verify", life.donor, "--against", model, "--donor", life.donor],
         ["verify", life.donor, "--against", model, "--as", "law"],
         ["verify", "--certificate", "x.json", "--threads", "1"],
@@ -431,7 +435,7 @@ def test_usage_and_help(life):
         result = harness.run(*arguments)
         harness.expect_code(result, 2)
         harness.expect(result.stderr.strip() != "" and result.stdout == "", f"{arguments}: {result.stdout}")
-    for verb in ["graft", "drop", "rollback", "gc", "log", "verify"]:
+    for verb in ["graft", "drop", "rollback", "gc", "log", "report", "verify"]:
         result = harness.run(verb, "--help")
         harness.expect_code(result, 0)
         harness.expect(f"Example: moe-extract {verb} " in result.stdout, f"{verb}: no example:\n{result.stdout}")
