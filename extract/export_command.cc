@@ -1,4 +1,4 @@
-// moe-extract export: a model as a GGUF file or a plain Hugging Face directory.
+// moe-extract export: a model as a GGUF file or a Hugging Face directory.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <map>
@@ -53,7 +53,7 @@ int RunExport(const ExportArguments& args) {
 }  // namespace
 
 void AddExportCommand(CLI::App& app, Invocation& invocation) {
-  CLI::App& verb = *app.add_subcommand("export", "Writes a model as a GGUF file or a plain Hugging Face directory.");
+  CLI::App& verb = *app.add_subcommand("export", "Writes a model as a GGUF file or a Hugging Face directory.");
   verb.footer("Example: moe-extract export Qwen3-30B-A3B --format gguf --type q8_0 -o Qwen3-30B-A3B.q8.gguf");
   const auto args = std::make_shared<ExportArguments>();
   AddModel(verb, args->model)->required();

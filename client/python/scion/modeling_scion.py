@@ -30,6 +30,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from .configuration_scion import ScionConfig
 
+# What Transformers passes without being asked, by version and caller. (inputs_embeds: to be refused with a reason.)
+_OTHER_ARGUMENTS = {"cache_position", "inputs_embeds", "num_items_in_batch"}
 _TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 
 
@@ -133,12 +135,11 @@ class ScionSparseMLP(nn.Module):
         hidden_size = x.shape[-1]
         if len(set(domains)) == 1:
             return self.domains[domains[0]](x.reshape(-1, hidden_size), ids.reshape(-1)).view_as(x)
-        output = torch.empty_like(x)
-        for name in dict.fromkeys(domains):
-            rows = torch.tensor([i for i, d in enumerate(domains) if d == name], device=x.device)
-            mine = self.domains[name](x[rows].reshape(-1, hidden_size), ids[rows].reshape(-1))
-            output = output.index_copy(0, rows, mine.view(len(rows), -1, hidden_size))
-        return output
+        names = list(dict.fromkeys(domains))
+        rows = [torch.tensor([i for i, d in enumerate(domains) if d == name], device=x.device) for name in names]
+        outputs = [self.domains[name](x[mine].reshape(-1, hidden_size), ids[mine].reshape(-1))
+                   for name, mine in zip(names, rows)]
+        return torch.cat(outputs).view_as(x)[torch.cat(rows).argsort()]
 
 
 class ScionAttention(nn.Module):
@@ -350,13 +351,18 @@ class ScionForCausalLM(ScionPreTrainedModel, GenerationMixin):
         past_key_values: keys and values of earlier tokens. labels: [batch, tokens], the same ids, -100 where they don't
         count; shifted in here. logits_to_keep: logits of so many last tokens (0: all), or of those places.
         """
+        # A misspelt argument, above all "domain", must not be one that nobody reads.
+        unknown = {name for name, value in kwargs.items() if value is not None} - _OTHER_ARGUMENTS
+        if unknown:
+            raise TypeError(f"forward() has no arguments {', '.join(sorted(unknown))}")
         output = self.model(input_ids, domain, attention_mask, position_ids, past_key_values, use_cache,
-                            output_hidden_states, inputs_embeds=kwargs.pop("inputs_embeds", None))
+                            output_hidden_states, inputs_embeds=kwargs.get("inputs_embeds"))
         places = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(output.last_hidden_state[:, places])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size,
+                                      num_items_in_batch=kwargs.get("num_items_in_batch"))
         answer = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=output.past_key_values,
                                         hidden_states=output.hidden_states)
         return answer.to_tuple() if return_dict is False else answer

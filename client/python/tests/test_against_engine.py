@@ -15,7 +15,7 @@ NAMES = ["demo", "slice", "unequal", "k2", "k3_weighted", "names"]
 
 
 def load(directory: pathlib.Path) -> ScionForCausalLM:
-    return ScionForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    return ScionForCausalLM.from_pretrained(directory).float().eval()
 
 
 def assert_close(ours: torch.Tensor, engines: np.ndarray, what: str) -> None:

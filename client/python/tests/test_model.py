@@ -82,6 +82,15 @@ def test_the_loss_is_of_the_next_token_where_there_is_a_label() -> None:
     torch.testing.assert_close(answer.loss, torch.stack(counted).mean())
 
 
+def test_autocast_trains_a_batch_of_several_domains() -> None:
+    model, ids = tiny(), ids_of(3, 9)
+    exact = model(ids, domain=["a", "b", "a"], labels=ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(ids, domain=["a", "b", "a"], labels=ids)
+    torch.testing.assert_close(rounded.loss, exact.loss, rtol=0.05, atol=0.05)
+    rounded.loss.backward()
+
+
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     gradients = []
     for checkpointing in (False, True):
@@ -146,6 +155,8 @@ def test_what_a_call_cannot_mean_is_refused() -> None:
         model(ids, domain=["a", "b", "a"])
     with pytest.raises(ValueError, match=r"attention_mask \[2, 5\]: \[2, 6\] is needed"):
         model(ids, attention_mask=torch.ones(2, 5))
+    with pytest.raises(TypeError, match="has no arguments domian"):
+        model(ids, domian="b")
     with pytest.raises(ValueError, match="needs input_ids"):
         model(ids, inputs_embeds=torch.zeros(2, 6, 16))
 
@@ -224,7 +235,7 @@ def test_weights_are_tied_if_the_config_says_so_and_routes_stay_whole_numbers(mo
 
 def test_what_transformers_saves_it_loads_again(models: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
     """Also below names that a module has for itself."""
-    model = ScionForCausalLM.from_pretrained(models["names"], dtype=torch.float32).eval()
+    model = ScionForCausalLM.from_pretrained(models["names"]).float().eval()
     assert len(model.train().eval().state_dict()) == len(load_file(models["names"] / "trunk.safetensors")) + 1 + sum(
         2 * (3 * n + 2) for n in (1, 2, 3, 2, 5))  # the tied head; in two layers per domain: experts, route and weights
     model.save_pretrained(tmp_path)

@@ -6,10 +6,11 @@ import http.client
 import json
 import re
 import socket
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from scion.client.base import BaseClient, Stream
 from scion.client.errors import STATUS_OF_HTTP, STATUS_OF_TYPE, ScionError
@@ -59,7 +60,8 @@ class Client(BaseClient):
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False,
                  timeout: float | None = None) -> list[int]:
         body = {"text": text, "add_special": add_special, "parse_special": parse_special}
-        return self._json("POST", "/v1/tokenize", body, timeout)["token_ids"]
+        ids: list[int] = self._json("POST", "/v1/tokenize", body, timeout)["token_ids"]
+        return ids
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = False,
                    timeout: float | None = None) -> bytes:
@@ -79,6 +81,7 @@ class _Exchange:
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._closed = False
+        self._busy = threading.Lock()  # held by the thread that reads, for as long as no other may close the connection
         payload = None if body is None else json.dumps(body).encode()
         kind = {} if payload is None else {"Content-Type": "application/json"}
         connection.timeout = timeout
@@ -111,13 +114,15 @@ class _Exchange:
         return line
 
     def close(self) -> None:
-        """From any thread."""
+        """From any thread. One that reads wakes up, and closes the connection itself."""
         self._closed = True
         try:
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes a thread that reads
+            self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
-        self._connection.close()
+        if self._busy.acquire(blocking=False):
+            self._connection.close()
+            self._busy.release()
 
     def _within_deadline(self, step: Callable[[], Result]) -> Result:
         try:
@@ -127,12 +132,16 @@ class _Exchange:
                     raise TimeoutError
                 if hasattr(self, "_socket"):
                     self._socket.settimeout(left)
-            return step()
+            with self._busy:
+                return step()
         except TimeoutError:
             raise self._failed("DEADLINE_EXCEEDED", f"no answer within {self._timeout} s") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._failed("UNAVAILABLE", f"{self._connection.host}:{self._connection.port}: "
                                               f"{str(error) or type(error).__name__}") from None
+        finally:
+            if self._closed:
+                self._connection.close()
 
     def _failed(self, status: str, message: str) -> ScionError:
         self._connection.close()
@@ -163,7 +172,7 @@ class _HttpStream(Stream):
         if not event["choices"]:  # the usage comes after the reason
             usage = event["usage"]
             cached = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
-            reason = "stop" if self._reason == "stop" else "length"
+            reason: Literal["stop", "length"] = "stop" if self._reason == "stop" else "length"
             return Chunk("", (), Finish(reason, Usage(usage["prompt_tokens"], usage["completion_tokens"], cached)))
         choice = event["choices"][0]
         if choice["finish_reason"] is not None:
