@@ -9,8 +9,8 @@ domain kept every bit; replaces a domain by another and asks the same; measures 
 under every domain of each: deploy/demo/eval, the donor's held-out text, the texts of --text. All of deploy/demo/eval in
 one is a text whose domain changes by the document, and nobody tells; its perplexity follows from the parts', since
 windows never reach beyond a document. Perplexities of old domains are compared as numbers, not as printed. What
-training took is what scion.grow recorded beside the donor, and beside a run from scratch (--scratch), which is the measure of
-forward transfer. Prints the table in Markdown; fails if what must not change has changed.
+training took is what scion.grow recorded beside the donor, and beside a run from scratch (--scratch), which is the
+measure of forward transfer. Prints the table in Markdown; fails if what must not change has changed.
 """
 
 import argparse
