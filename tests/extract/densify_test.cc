@@ -259,6 +259,7 @@ TEST_F(DensifyTest, FittingBettersAnAverageAndDependsOnNoThreads) {
   WriteSpeakingModel({.hidden_size = 96, .domains = {{"alpha", 2}}});
   DensifyOptions options = Options("alpha");
   options.calibration = kDemo / "eval" / "cpp.jsonl";
+  options.epochs = 6;
   std::map<FoldMethod, double> divergence;
   for (const FoldMethod method : {FoldMethod::kAverage, FoldMethod::kLsq}) {
     fs::remove_all(out());

@@ -66,6 +66,20 @@ std::vector<double> Naive(const FfnMatrices& ffn, std::span<const float> x) {
   return out;
 }
 
+FitProblem ProblemOf(const FitRows& all) {
+  return {all.inputs.rows, [&all](std::span<const int> rows, FitRows& out) {
+            out.inputs.Resize(static_cast<int>(rows.size()), all.inputs.cols);
+            out.targets.Resize(static_cast<int>(rows.size()), all.targets.cols);
+            out.weights.clear();
+            for (size_t i = 0; i < rows.size(); ++i) {
+              std::ranges::copy(all.inputs.row(rows[i]), out.inputs.row(static_cast<int>(i)).begin());
+              std::ranges::copy(all.targets.row(rows[i]), out.targets.row(static_cast<int>(i)).begin());
+              out.weights.push_back(all.weights[static_cast<size_t>(rows[i])]);
+            }
+            return absl::OkStatus();
+          }};
+}
+
 class FoldPartsTest : public ::testing::Test {
  protected:
   ThreadPool pool_{2};
@@ -144,12 +158,13 @@ TEST_F(FoldPartsTest, MergingKeepsWhatDiffersApart) {
 
 TEST_F(FoldPartsTest, SolvedDownIsTheOneThatMadeTheTargets) {
   const FfnMatrices teacher = RandomFfn(24, 16, random_);
-  FitProblem problem{RandomMatrix(5000, 16, random_), FloatMatrix(5000, 16), std::vector<float>(5000, 1.0f)};
-  for (float& v : problem.inputs.data) v *= 6;
+  FitRows rows{RandomMatrix(5000, 16, random_), FloatMatrix(5000, 16), std::vector<float>(5000, 1.0f)};
+  for (float& v : rows.inputs.data) v *= 6;
   for (int i = 0; i < 5000; ++i) {
-    const std::vector<double> out = Naive(teacher, problem.inputs.row(i));
-    std::ranges::transform(out, problem.targets.row(i).begin(), [](double v) { return static_cast<float>(v); });
+    const std::vector<double> out = Naive(teacher, rows.inputs.row(i));
+    std::ranges::transform(out, rows.targets.row(i).begin(), [](double v) { return static_cast<float>(v); });
   }
+  const FitProblem problem = ProblemOf(rows);
   FfnMatrices student = teacher;
   std::ranges::fill(student.down.data, 0.0f);
   ASSERT_NEAR(RelativeError(problem, student, ops_).value(), 1.0, 1e-6);
@@ -160,12 +175,13 @@ TEST_F(FoldPartsTest, SolvedDownIsTheOneThatMadeTheTargets) {
 
 TEST_F(FoldPartsTest, RefiningBringsGateAndUpBack) {
   const FfnMatrices teacher = RandomFfn(12, 16, random_);
-  FitProblem problem{RandomMatrix(8192, 16, random_), FloatMatrix(8192, 16), std::vector<float>(8192, 1.0f)};
-  for (float& v : problem.inputs.data) v *= 6;
+  FitRows rows{RandomMatrix(8192, 16, random_), FloatMatrix(8192, 16), std::vector<float>(8192, 1.0f)};
+  for (float& v : rows.inputs.data) v *= 6;
   for (int i = 0; i < 8192; ++i) {
-    const std::vector<double> out = Naive(teacher, problem.inputs.row(i));
-    std::ranges::transform(out, problem.targets.row(i).begin(), [](double v) { return static_cast<float>(v); });
+    const std::vector<double> out = Naive(teacher, rows.inputs.row(i));
+    std::ranges::transform(out, rows.targets.row(i).begin(), [](double v) { return static_cast<float>(v); });
   }
+  const FitProblem problem = ProblemOf(rows);
   FfnMatrices student = teacher;
   for (FloatMatrix* m : {&student.gate, &student.up}) {
     const FloatMatrix noise = RandomMatrix(m->rows, m->cols, random_);
