@@ -18,6 +18,7 @@ constexpr int kBatchTokens = 4096;
 constexpr int64_t kMaxFitBytes = int64_t{2} << 30;
 constexpr int64_t kMaxTokens = int64_t{1} << 20;
 constexpr double kRidge = 1e-4;
+constexpr int kSolveRows = 1 << 17;  // many times the unknowns
 constexpr int kFitRows = 1024;       // of a step
 constexpr float kEvenMetric = 0.2f;  // part of an error's cost that all directions share
 // What channels take from the gate of a neuron for a token that visits none of its experts: of one that stands for one
@@ -70,6 +71,16 @@ std::vector<TokenWindow> DrawWindows(const ModelSpec& spec) {
     }
   }
   return windows;
+}
+
+// Rows of the problem at even distances, no more than kSolveRows.
+FitProblem Thinned(const FitProblem& problem) {
+  const int step = (problem.num_rows + kSolveRows - 1) / kSolveRows;
+  return {(problem.num_rows + step - 1) / step, [&problem, step](std::span<const int> rows, FitRows& out) {
+            std::vector<int> chosen(rows.begin(), rows.end());
+            for (int& row : chosen) row *= step;
+            return problem.read(chosen, out);
+          }};
 }
 
 void AppendColumns(FloatMatrix& m, int count) {
@@ -299,7 +310,8 @@ class Folder {
     const FitProblem problem{static_cast<int>(weights.size()), [&](std::span<const int> rows, FitRows& out) {
                                return ReadRows(layer, folded, weights, rows, out);
                              }};
-    SCION_RETURN_IF_ERROR(SolveDown(problem, kRidge, folded.ffn, ops_));
+    const FitProblem some = Thinned(problem);
+    SCION_RETURN_IF_ERROR(SolveDown(some, kRidge, folded.ffn, ops_));
     RefineOptions refine;
     refine.batch_rows = kFitRows;
     refine.steps = int64_t{options_.epochs} * problem.num_rows / refine.batch_rows;
@@ -308,7 +320,7 @@ class Folder {
     Progress progress(options_.log, absl::StrCat("fitting layer ", layer),
                       static_cast<uint64_t>(refine.steps * refine.batch_rows), Progress::Unit::kTokens);
     SCION_RETURN_IF_ERROR(RefineFfn(problem, refine, folded.ffn, ops_, progress));
-    return SolveDown(problem, kRidge, folded.ffn, ops_);
+    return SolveDown(some, kRidge, folded.ffn, ops_);
   }
 
   absl::Status AddFolded(int layer, const FoldedLayer& folded) {

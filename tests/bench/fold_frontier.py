@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What folding the demo's domains costs and loses: perplexity against the slice's, FLOPs, bytes, CPU seconds.
 
-usage: fold_frontier.py --texts DIR --out run.json [--svg FILE.svg] [--domain cpp ...]    texts by fold_texts.py
+usage: fold_frontier.py --texts DIR --out run.json [--svg FILE.svg] [--folds DIR] [--domain cpp ...]
+DIR of the texts: by fold_texts.py
 
 Every fold is written by `moe-extract densify` and measured by it, with the engine, on deploy/demo/eval/DOMAIN.jsonl:
 texts from other packages than DIR/DOMAIN.txt, to which lsq is fitted, and without a run of 50 tokens in common (checked
@@ -60,8 +61,8 @@ def flops_per_token(config):
     return 2 * (config["num_hidden_layers"] * attention + ffn + hidden * config["vocab_size"])
 
 
-def fold(program, texts, domain, series, width, folder):
-    arguments = [program, "densify", DEMO, "--domain", domain, "-o", folder / "fold", "--width", width, "--json",
+def fold(program, texts, domain, series, width, out):
+    arguments = [program, "densify", DEMO, "--domain", domain, "-o", out, "--width", width, "--json",
                  "--eval", DEMO / "eval" / f"{domain}.jsonl", *SERIES[series]]
     if series != "average":
         arguments += ["--calibration", texts / f"{domain}.txt"]
@@ -70,7 +71,7 @@ def fold(program, texts, domain, series, width, folder):
         raise SystemExit(result.stderr)
     row = json.loads(result.stdout)
     row["series"] = series
-    row["flops_per_token"] = flops_per_token(json.loads((folder / "fold" / "config.json").read_text()))
+    row["flops_per_token"] = flops_per_token(json.loads((out / "config.json").read_text()))
     return row
 
 
@@ -109,7 +110,8 @@ def svg(rows, slice_flops):
         out.append(f'<g transform="translate({margin + panel * index},0)">')
         out.append(f'<text x="{panel / 2}" y="18" text-anchor="middle" font-size="13">{domain}</text>')
         for tick in ticks:
-            out.append(f'<path d="M0 {y_of(tick):.1f}H{panel - 16}" class="{'slice' if tick == 1 else 'grid'}"/>')
+            kind = "slice" if tick == 1 else "grid"
+            out.append(f'<path d="M0 {y_of(tick):.1f}H{panel - 16}" class="{kind}"/>')
             if index == 0:
                 out.append(f'<text x="-6" y="{y_of(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
         for tick in (1, 1.5, 2):
@@ -135,20 +137,21 @@ def main():
     parser.add_argument("--texts", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="results; what it holds is not run again")
     parser.add_argument("--svg", type=pathlib.Path)
+    parser.add_argument("--folds", type=pathlib.Path, help="an empty folder in which the folds stay")
     parser.add_argument("--domain", action="append", choices=DOMAINS)
     parser.add_argument("--moe-extract", default=str(ROOT / "build/release/bin/moe-extract"))
     arguments = parser.parse_args()
     check_texts(arguments.texts)
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
     done = {(row["domain"], row["series"], row["width"]) for row in rows}
-    for domain in arguments.domain or DOMAINS:
-        for series in SERIES:
-            for width in WIDTHS:
+    for width in WIDTHS:
+        for domain in arguments.domain or DOMAINS:
+            for series in SERIES:
                 if (domain, series, width) in done:
                     continue
                 with tempfile.TemporaryDirectory() as folder:
-                    rows.append(fold(arguments.moe_extract, arguments.texts, domain, series, width,
-                                     pathlib.Path(folder)))
+                    out = (arguments.folds or pathlib.Path(folder)) / f"{domain}-{series}-{width}"
+                    rows.append(fold(arguments.moe_extract, arguments.texts, domain, series, width, out))
                 arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
     order = {(domain, series, width): index for index, (domain, series, width) in enumerate(
         (domain, series, width) for domain in DOMAINS for series in SERIES for width in WIDTHS)}

@@ -108,13 +108,20 @@ TEST_F(FoldPartsTest, AssignmentIsTheCheapestOfAllPermutations) {
 TEST_F(FoldPartsTest, ProductsAreThoseOfPlainLoops) {
   for (const auto& [rows, depth, cols] : {std::array{1, 1, 1}, {65, 33, 130}, {200, 48, 7}}) {
     const FloatMatrix a = RandomMatrix(rows, depth, random_), b = RandomMatrix(cols, depth, random_);
-    FloatMatrix out;
+    FloatMatrix out, rounded;
     ASSERT_TRUE(ops_.MultiplyTransposed(a, b, out).ok());
+    ASSERT_TRUE(ops_.MultiplyTransposed(a, b, rounded, kernels::WeightType::kBF16).ok());
     for (int i = 0; i < rows; ++i) {
       for (int j = 0; j < cols; ++j) {
-        double sum = 0;
-        for (size_t k = 0; k < static_cast<size_t>(depth); ++k) sum += double{a.row(i)[k]} * double{b.row(j)[k]};
+        double sum = 0, sizes = 0;
+        for (size_t k = 0; k < static_cast<size_t>(depth); ++k) {
+          const double product = double{a.row(i)[k]} * double{b.row(j)[k]};
+          sum += product;
+          sizes += std::abs(product);
+        }
         ASSERT_NEAR(out.row(i)[static_cast<size_t>(j)], sum, 1e-5);
+        // Both factors are off by up to 2^-9 of themselves.
+        ASSERT_NEAR(rounded.row(i)[static_cast<size_t>(j)], sum, sizes / 250 + 1e-5);
       }
     }
   }
