@@ -101,11 +101,15 @@ absl::Status Orthogonalize(FloatMatrix& x, MatrixOps& ops) {
 // One parameter matrix and the gradients' momentum.
 class MuonState {
  public:
-  explicit MuonState(FloatMatrix& value) : value_(value), momentum_(value.rows, value.cols) {
+  // columns: of those, from the first, the root mean square decides how far a step goes.
+  MuonState(FloatMatrix& value, int columns) : value_(value), momentum_(value.rows, value.cols) {
     double sum = 0;
-    for (const float v : value.data) sum += static_cast<double>(v) * static_cast<double>(v);
+    for (int i = 0; i < value.rows; ++i) {
+      for (const float v : value.row(i).first(static_cast<size_t>(columns)))
+        sum += static_cast<double>(v) * static_cast<double>(v);
+    }
     // An orthogonal matrix of this shape, times the square root of its longer side, has a root mean square of 1.
-    size_ = static_cast<float>(std::sqrt(sum / static_cast<double>(value.data.size())) *
+    size_ = static_cast<float>(std::sqrt(sum / (static_cast<double>(value.rows) * columns)) *
                                std::sqrt(static_cast<double>(std::max(value.rows, value.cols))));
   }
 
@@ -221,7 +225,9 @@ absl::Status RefineFfn(const FitProblem& problem, const RefineOptions& options, 
                        Progress& progress) {
   const int rows = std::min(options.batch_rows, problem.num_rows);
   Shuffle shuffle(problem.num_rows, options.seed);
-  MuonState gate_state(ffn.gate), up_state(ffn.up), down_state(ffn.down);
+  // What silences neurons, behind the hidden units, is far larger than other weights.
+  const int hidden = ffn.down.rows;
+  MuonState gate_state(ffn.gate, hidden), up_state(ffn.up, hidden), down_state(ffn.down, ffn.down.cols);
   FitRows batch;
   Hidden h;
   FloatMatrix out, weighed, error_transposed, hidden_transposed, inputs_transposed, down_transposed, back, gradient;

@@ -23,9 +23,11 @@ constexpr int kFitRows = 1024;       // of a step
 constexpr float kEvenMetric = 0.2f;  // part of an error's cost that all directions share
 // What channels take from the gate of a neuron for a token that visits none of its experts: of one that stands for one
 // expert, which one channel silences, for good; of others; and at the beginning of a fit.
-constexpr float kSilence = -16384.0f;
-constexpr float kNearSilence = -32.0f;
-constexpr float kDamping = -4.0f;
+constexpr float kSilence = -2048.0f;
+constexpr float kNearSilence = -4.0f;
+constexpr float kDamping = -0.5f;
+// What a channel that is set brings to the FFN's input: large, so that a fit's small steps find the route soon.
+constexpr float kChannelValue = 8.0f;
 // Of the tokens that the head's metric is made from: 128 MiB.
 constexpr int64_t kMetricLogits = int64_t{1} << 25;
 // Without fitting, sizes are taken from so many tokens of the text, or drawn evenly.
@@ -161,7 +163,8 @@ class Folder {
     FoldedLayer folded;
     folded.num_experts = domain_.num_experts;
     SCION_ASSIGN_OR_RETURN(folded.route, forward_.ReadRoute(layer));
-    SCION_ASSIGN_OR_RETURN(folded.channel_size, InputSize(layer));
+    SCION_ASSIGN_OR_RETURN(const float size, InputSize(layer));
+    folded.channel_size = kChannelValue * size;
     SCION_ASSIGN_OR_RETURN(folded.ffn, Merged(layer, folded.route));
     SCION_ASSIGN_OR_RETURN(const DType type, ExpertType(layer));
     if (IsFitted() && student_.empty()) student_ = teacher_;

@@ -10,6 +10,7 @@
 #include "extract/assignment.h"
 #include "extract/compare_logits.h"
 #include "extract/fit_ffn.h"
+#include "extract/fold_layers.h"
 #include "extract/fold_text.h"
 #include "extract/layerwise_forward.h"
 #include "extract/merge_experts.h"
@@ -178,6 +179,11 @@ TEST_F(FoldPartsTest, SolvedDownIsTheOneThatMadeTheTargets) {
   ASSERT_TRUE(SolveDown(problem, 1e-9, student, ops_).ok());
   for (size_t i = 0; i < teacher.down.data.size(); ++i) EXPECT_NEAR(student.down.data[i], teacher.down.data[i], 1e-3f);
   EXPECT_LT(RelativeError(problem, student, ops_).value(), 1e-6);
+  // A strong ridge keeps what is there, whatever the rows say.
+  const FloatMatrix other = RandomMatrix(16, 24, random_);
+  student.down = other;
+  ASSERT_TRUE(SolveDown(problem, 1e9, student, ops_).ok());
+  for (size_t i = 0; i < other.data.size(); ++i) EXPECT_NEAR(student.down.data[i], other.data[i], 1e-3f);
 }
 
 TEST_F(FoldPartsTest, RefiningBringsGateAndUpBack) {
@@ -250,6 +256,59 @@ TEST_F(FoldPartsTest, LayerwiseForwardIsTheEnginesForwardPass) {
       begin = end;
     }
   }
+}
+
+// A layer's down projection is the best for what the folded layers below it give: solved once more on exactly that, it
+// can't become better, which it would if it had been fitted to the source's own inputs.
+TEST_F(FoldPartsTest, EachLayerIsFittedToWhatTheFoldBelowItGives) {
+  const TempDir temp;
+  WriteTinyModel(MakeTinyModel({.domains = {{"alpha", 3}}, .dtype = DType::kF32}), temp.path() / "model");
+  const auto checkpoint = Checkpoint::Open(temp.path() / "model").value();
+  const ModelSpec& spec = checkpoint->spec();
+  ASSERT_THAT(spec.SparseLayers(), ElementsAre(1, 2));
+  TokenBatch batch;
+  FoldOptions options;
+  options.fit = true;
+  options.epochs = 0;
+  for (int w = 0; w < 64; ++w) {
+    TokenWindow window(60);
+    std::ranges::generate(window,
+                          [&] { return static_cast<int32_t>(random_() % static_cast<unsigned>(spec.vocab_size)); });
+    batch.ids.insert(batch.ids.end(), window.begin(), window.end());
+    batch.window_end.push_back(static_cast<int>(batch.ids.size()));
+    options.windows.push_back(std::move(window));
+  }
+  const auto folded = FoldLayers(*checkpoint, MakeDenseLayout(spec, 3, 1, false), options, ops_).value();
+
+  LayerwiseForward forward(*checkpoint, 0, ops_);
+  FloatMatrix source = forward.Embed(batch).value(), fold, in, out;
+  for (int layer = 0; layer < 2; ++layer) {
+    ASSERT_TRUE(forward.AddAttention(layer, {&batch, 1}, {&source, 1}).ok());
+    fold = source;
+    ASSERT_TRUE(forward.AddFfn(layer, {&batch, 1}, {&source, 1}).ok());
+  }
+  ASSERT_TRUE(forward.FfnInput(1, fold, in).ok());
+  ASSERT_TRUE(ApplyFfn(folded.at(1).ffn, in, ops_, out).ok());
+  for (size_t i = 0; i < fold.data.size(); ++i) fold.data[i] += out.data[i];
+  for (FloatMatrix* x : {&source, &fold}) ASSERT_TRUE(forward.AddAttention(2, {&batch, 1}, {x, 1}).ok());
+  ASSERT_TRUE(forward.AddFfn(2, {&batch, 1}, {&source, 1}).ok());
+  FitRows rows{{}, FloatMatrix(fold.rows, fold.cols), {}};
+  ASSERT_TRUE(forward.FfnInput(2, fold, rows.inputs).ok());
+  for (int i = 0; i < fold.rows; ++i) {
+    double square = 0;
+    for (size_t k = 0; k < source.row(i).size(); ++k) {
+      rows.targets.row(i)[k] = source.row(i)[k] - fold.row(i)[k];
+      square += double{source.row(i)[k]} * double{source.row(i)[k]};
+    }
+    rows.weights.push_back(static_cast<float>(1 / square));
+  }
+  const FitProblem problem = ProblemOf(rows);
+  FfnMatrices again = folded.at(2).ffn;
+  const double fitted = RelativeError(problem, again, ops_).value();
+  ASSERT_TRUE(SolveDown(problem, 1e-6, again, ops_).ok());
+  const double best = RelativeError(problem, again, ops_).value();
+  EXPECT_GT(best, 0);
+  EXPECT_LT(fitted, 1.01 * best);
 }
 
 TEST(FoldTextTest, DocumentsBecomeWindows) {
