@@ -18,6 +18,8 @@ constexpr int kBatchTokens = 4096;
 constexpr int64_t kMaxFitBytes = int64_t{2} << 30;
 constexpr int64_t kMaxTokens = int64_t{1} << 20;
 constexpr double kRidge = 1e-4;
+// Neurons that are means of all experts' lie far from the best, and go there in long steps; those kept apart are near.
+constexpr double kRateOfMeans = 6e-2, kRate = 1e-2;
 constexpr int kSolveRows = 1 << 17;  // many times the unknowns
 constexpr int kFitRows = 1024;       // of a step
 constexpr float kEvenMetric = 0.2f;  // part of an error's cost that all directions share
@@ -320,6 +322,7 @@ class Folder {
     refine.steps = int64_t{options_.epochs} * problem.num_rows / refine.batch_rows;
     refine.seed = static_cast<uint64_t>(layer) + 1;
     refine.metric = &metric_;
+    refine.learning_rate = options_.width == 1 ? kRateOfMeans : kRate;
     Progress progress(options_.log, absl::StrCat("fitting layer ", layer),
                       static_cast<uint64_t>(refine.steps * refine.batch_rows), Progress::Unit::kTokens);
     SCION_RETURN_IF_ERROR(RefineFfn(problem, refine, folded.ffn, ops_, progress));
