@@ -3,6 +3,7 @@
 #
 #   deploy/packages.sh build             what it takes to build the three programs and to run deploy/quickstart.sh
 #   deploy/packages.sh build test        and what tests/run.sh needs beside that
+#   deploy/packages.sh browser           and what looks at pages as people do
 #   deploy/packages.sh --list GROUP...   prints the names
 #   deploy/packages.sh --missing GROUP...   prints the names of those that are not installed
 #
@@ -24,9 +25,10 @@ test=(
   git                  # the tree checks read the list of committed files
   clang-19 lld-19 libclang-rt-19-dev g++-aarch64-linux-gnu
 )
+browser=(chromium)
 
 usage() {
-  echo "usage: deploy/packages.sh [--list | --missing] build|test ..." >&2
+  echo "usage: deploy/packages.sh [--list | --missing] build|test|browser ..." >&2
   exit 2
 }
 
@@ -37,6 +39,7 @@ for argument in "$@"; do
     --list | --missing) action=${argument#--} ;;
     build) wanted+=("${build[@]}") ;;
     test) wanted+=("${test[@]}") ;;
+    browser) wanted+=("${browser[@]}") ;;
     *) usage ;;
   esac
 done

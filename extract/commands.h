@@ -33,6 +33,7 @@ void AddLockCommand(CLI::App& app, Invocation& invocation);
 void AddLogCommand(CLI::App& app, Invocation& invocation);
 void AddPlanCommand(CLI::App& app, Invocation& invocation);
 void AddQuantizeCommand(CLI::App& app, Invocation& invocation);
+void AddReportCommand(CLI::App& app, Invocation& invocation);
 void AddRollbackCommand(CLI::App& app, Invocation& invocation);
 void AddSliceCommand(CLI::App& app, Invocation& invocation);
 void AddUpcycleCommand(CLI::App& app, Invocation& invocation);

@@ -9,6 +9,7 @@
 #include "extract/digest_file.h"
 #include "extract/export_gguf.h"
 #include "extract/export_hugging_face.h"
+#include "extract/export_scion.h"
 #include "extract/new_model.h"
 
 namespace scion {
@@ -50,6 +51,8 @@ absl::StatusOr<ExportResult> Export(const ExportOptions& options) {
   Progress progress(options.log, "exporting", read_bytes, Progress::Unit::kBytes);
   if (options.format == ExportFormat::kGguf) {
     SCION_RETURN_IF_ERROR(ExportGguf(checkpoint, plan, out, progress, result));
+  } else if (plan.family == ExportFamily::kScion) {
+    SCION_RETURN_IF_ERROR(ExportScion(checkpoint, plan, out, options.version, options.now, progress));
   } else {
     SCION_RETURN_IF_ERROR(ExportHuggingFace(checkpoint, plan, out, options.max_shard_bytes, progress));
   }

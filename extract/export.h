@@ -1,8 +1,8 @@
-// A model in the forms that other programs read: a GGUF file, or a plain Hugging Face directory.
+// A model in the forms that other programs read: a GGUF file, or a Hugging Face directory.
 //
 // Dense models of Llama's architecture and those routed by a gate (Qwen3-MoE, Mixtral), from any source that Scion
-// reads. The form says the same to Scion as the source does: the same logits, bit for bit, where the types of the
-// weights are the same.
+// reads; table-routed ones as a Hugging Face directory that brings its code along (export_scion.h). The form says the
+// same to Scion as the source does: the same logits, bit for bit, where the types of the weights are the same.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "engine/base/dtype.h"
 #include "extract/export_plan.h"
 
@@ -23,7 +24,10 @@ struct ExportOptions {
   ExportFormat format = ExportFormat::kGguf;
   std::optional<DType> type = {};            // as PlanExport has it
   uint64_t max_shard_bytes = 5'000'000'000;  // of tensors, in one file of a Hugging Face directory
-  std::FILE* log = nullptr;                  // progress; null for none
+  // For the lineage of a table-routed model.
+  std::string version = {};
+  absl::Time now = {};
+  std::FILE* log = nullptr;  // progress; null for none
 };
 
 struct ExportResult {

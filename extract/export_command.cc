@@ -1,9 +1,10 @@
-// moe-extract export: a model as a GGUF file or a plain Hugging Face directory.
+// moe-extract export: a model as a GGUF file or a Hugging Face directory.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <map>
 #include <memory>
 
+#include "absl/time/clock.h"
 #include "extract/commands.h"
 #include "extract/export.h"
 
@@ -23,7 +24,8 @@ struct ExportArguments {
 
 int RunExport(const ExportArguments& args) {
   const CancelOnSignal cancel;
-  ExportOptions options = {.model = args.model, .out = args.out, .log = stderr};
+  ExportOptions options = {
+      .model = args.model, .out = args.out, .version = SCION_VERSION, .now = absl::Now(), .log = stderr};
   const bool is_gguf = args.format == "gguf";
   options.format = is_gguf ? ExportFormat::kGguf : ExportFormat::kHuggingFace;
   if (!args.type.empty()) options.type = kTypes.at(args.type);
@@ -51,7 +53,7 @@ int RunExport(const ExportArguments& args) {
 }  // namespace
 
 void AddExportCommand(CLI::App& app, Invocation& invocation) {
-  CLI::App& verb = *app.add_subcommand("export", "Writes a model as a GGUF file or a plain Hugging Face directory.");
+  CLI::App& verb = *app.add_subcommand("export", "Writes a model as a GGUF file or a Hugging Face directory.");
   verb.footer("Example: moe-extract export Qwen3-30B-A3B --format gguf --type q8_0 -o Qwen3-30B-A3B.q8.gguf");
   const auto args = std::make_shared<ExportArguments>();
   AddModel(verb, args->model)->required();

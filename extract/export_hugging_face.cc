@@ -37,10 +37,6 @@ double ShortestDecimal(float value) {
   return std::strtod(text, nullptr);
 }
 
-const char* DTypeOfTorch(DType type) {
-  return type == DType::kF32 ? "float32" : type == DType::kF16 ? "float16" : "bfloat16";
-}
-
 void SetFamily(const ModelSpec& spec, ExportFamily family, OrderedJson& config) {
   const FfnSpec& ffn = spec.layers[0].ffn;
   const auto set = [&](const char* model_type, const char* architecture) {
@@ -163,6 +159,10 @@ absl::Status WriteGgufCompanions(const Checkpoint& checkpoint, const std::string
 
 }  // namespace
 
+const char* TorchDTypeName(DType type) {
+  return type == DType::kF32 ? "float32" : type == DType::kF16 ? "float16" : "bfloat16";
+}
+
 OrderedJson HuggingFaceConfig(const ModelSpec& spec, ExportFamily family, DType type) {
   const AttentionSpec& attention = spec.layers[0].attention;
   const double rope_theta = ShortestDecimal(attention.rope_theta);
@@ -181,8 +181,8 @@ OrderedJson HuggingFaceConfig(const ModelSpec& spec, ExportFamily family, DType 
                  {"tie_word_embeddings", spec.tie_word_embeddings},
                  {"rope_theta", rope_theta},
                  {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", rope_theta}}},
-                 {"torch_dtype", DTypeOfTorch(type)},
-                 {"dtype", DTypeOfTorch(type)}});
+                 {"torch_dtype", TorchDTypeName(type)},
+                 {"dtype", TorchDTypeName(type)}});
   config.update(SpecialTokens(spec));
   return config;
 }

@@ -11,6 +11,9 @@
 
 namespace scion {
 
+// "float32", "float16" or "bfloat16".
+const char* TorchDTypeName(DType type);
+
 // What config.json of such a directory says, whatever the source is. type: of the weights that are floats.
 nlohmann::ordered_json HuggingFaceConfig(const ModelSpec& spec, ExportFamily family, DType type);
 

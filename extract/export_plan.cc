@@ -48,6 +48,7 @@ class Planner {
     const bool is_mixtral = plan_.family == ExportFamily::kMixtral;
     exported_spec_.expert_names = is_mixtral ? ExpertNames::kBlockSparse : ExpertNames::kMlp;
     SCION_RETURN_IF_ERROR(RefuseModel());
+    if (!TableStatus().ok()) return PlanScion();
     SCION_RETURN_IF_ERROR(AddOne("model.embed_tokens.weight", "token_embd.weight", Kind::kHead));
     SCION_RETURN_IF_ERROR(AddOne("model.norm.weight", "output_norm.weight", Kind::kVector));
     if (!spec_.tie_word_embeddings) SCION_RETURN_IF_ERROR(AddOne("lm_head.weight", "output.weight", Kind::kHead));
@@ -71,9 +72,9 @@ class Planner {
       return absl::InvalidArgumentError(
           "a Hugging Face directory has no blocks of GGML: export it as f32, f16 or bf16, or as gguf");
     }
+    if (is_gguf()) SCION_RETURN_IF_ERROR(TableStatus());
     for (size_t l = 0; l < spec_.layers.size(); ++l) {
       const FfnSpec& ffn = spec_.layers[l].ffn;
-      if (ffn.router == RouterKind::kTable) SCION_RETURN_IF_ERROR(RefuseTable(static_cast<int>(l)));
       if (!is_gguf() || plan_.family != ExportFamily::kQwen3Moe) continue;
       if (ffn.router == RouterKind::kNone) {
         return absl::UnimplementedError(
@@ -87,11 +88,19 @@ class Planner {
     return absl::OkStatus();
   }
 
+  absl::Status TableStatus() const {
+    for (size_t l = 0; l < spec_.layers.size(); ++l) {
+      if (spec_.layers[l].ffn.router == RouterKind::kTable) SCION_RETURN_IF_ERROR(RefuseTable(static_cast<int>(l)));
+    }
+    return absl::OkStatus();
+  }
+
   // Experts that a table routes to, unless there is one: then it is an ordinary FFN, if it is as wide as the others.
   absl::Status RefuseTable(int layer) const {
     const FfnSpec& ffn = spec_.layers[static_cast<size_t>(layer)].ffn;
     constexpr std::string_view kAdvice =
-        ": fold a domain into a dense model with `moe-extract densify`, and export that";
+        ": fold a domain into a dense model with `moe-extract densify`, and export that; or --format hf, which brings "
+        "its own code";
     if (spec_.domains.size() > 1 || spec_.domains[0].num_experts > 1 || ffn.num_experts_per_tok > 1) {
       return absl::FailedPreconditionError(
           absl::StrCat(Name(), ": layer ", layer,
@@ -106,6 +115,20 @@ class Planner {
     return absl::FailedPreconditionError(absl::StrCat(Name(), ": layer 0 has an FFN of ", other, ", layer ", layer,
                                                       " one of ", ffn.intermediate_size,
                                                       ", but a Llama's are all alike", ToAbsl(kAdvice)));
+  }
+
+  // All tensors as they are called, in the source's order.
+  ExportPlan PlanScion() const {
+    ExportPlan plan{.family = ExportFamily::kScion, .tensors = {}};
+    for (const TensorInfo& tensor : checkpoint_.tensors()) {
+      const bool is_route = tensor.dtype == DType::kI32 || tensor.name.ends_with(".route_weight");
+      const DType type = is_route                    ? tensor.dtype
+                         : type_.has_value()         ? *type_
+                         : IsQuantized(tensor.dtype) ? DType::kF32
+                                                     : tensor.dtype;
+      plan.tensors.push_back({.name = tensor.name, .shape = tensor.shape, .type = type, .parts = {&tensor}});
+    }
+    return plan;
   }
 
   absl::Status AddOne(const std::string& ours, const std::string& gguf, Kind kind, int head_dim = 0) {

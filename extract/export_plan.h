@@ -14,8 +14,8 @@ namespace scion {
 
 enum class ExportFormat : uint8_t { kGguf, kHuggingFace };
 
-// The kinds of model that others know.
-enum class ExportFamily : uint8_t { kLlama, kMixtral, kQwen3Moe };
+// The kinds of model that others know; and Scion's own, whose code is written beside it.
+enum class ExportFamily : uint8_t { kLlama, kMixtral, kQwen3Moe, kScion };
 
 struct ExportTensor {
   std::string name;
@@ -45,10 +45,12 @@ struct ExportPlan {
 // keep their type. In a Hugging Face directory `type` holds for norms and gates too, and there are no blocks: those of
 // the source become F32 where no type is given. The checkpoint must outlive the plan.
 //
-// The one expert of a cut with one expert is an ordinary FFN, if all FFNs are equally wide.
+// The one expert of a cut with one expert is an ordinary FFN, if all FFNs are equally wide. Otherwise a table-routed
+// model is a Hugging Face directory of family kScion, of the source's tensors under their own names; route weights stay
+// F32.
 //
-// FailedPrecondition, with advice: experts that a table routes to, blocks that would be rounded again, experts of
-// different types in one layer. Unimplemented: what the format's readers do not know. InvalidArgument: blocks in a
+// FailedPrecondition, with advice: in GGUF, experts that a table routes to; blocks that would be rounded again, experts
+// of different types in one layer. Unimplemented: what the format's readers do not know. InvalidArgument: blocks in a
 // Hugging Face directory.
 absl::StatusOr<ExportPlan> PlanExport(const Checkpoint& checkpoint, ExportFormat format, std::optional<DType> type);
 

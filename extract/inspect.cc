@@ -72,9 +72,13 @@ std::string Join(const Json& list) {
 }  // namespace
 
 absl::StatusOr<Json> Inspect(const std::filesystem::path& directory) {
-  const absl::StatusOr<std::unique_ptr<Checkpoint>> opened = Checkpoint::Open(directory);
-  if (!opened.ok()) return Annotate(opened.status(), directory.string());
-  const Checkpoint& checkpoint = **opened;
+  const absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(directory);
+  if (!checkpoint.ok()) return Annotate(checkpoint.status(), directory.string());
+  return Describe(**checkpoint);
+}
+
+Json Describe(const Checkpoint& checkpoint) {
+  const std::filesystem::path& directory = checkpoint.directory();
   const ModelSpec& spec = checkpoint.spec();
   int num_experts_per_tok = 0;
   for (const int layer : spec.SparseLayers()) {

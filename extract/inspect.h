@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/base/json.h"
+#include "engine/model/checkpoint.h"
 #include "extract/difference.h"
 
 namespace scion {
@@ -20,6 +21,9 @@ namespace scion {
 //               [{"path", "bytes", "generation"}]}],
 //    "lock": null or {"lock_sha256", "lineage": [...]}}
 absl::StatusOr<Json> Inspect(const std::filesystem::path& directory);
+
+// The same of a model that is open.
+Json Describe(const Checkpoint& checkpoint);
 
 // The same for people; ends with a newline.
 std::string InspectTable(const Json& inspection);

@@ -15,7 +15,9 @@ Json GenerationJson(uint64_t generation, const std::string& file, uint64_t bytes
   return {{"generation", generation}, {"file", file}, {"bytes", bytes}, {"in_use", in_use}};
 }
 
-Json Domains(const LockFile& lock) {
+}  // namespace
+
+Json GenerationsJson(const LockFile& lock) {
   std::map<std::string, std::map<uint64_t, Json>> generations;
   for (const auto& [name, domain] : lock.domains) {
     generations[name][domain.generation] =
@@ -35,8 +37,6 @@ Json Domains(const LockFile& lock) {
   return domains;
 }
 
-}  // namespace
-
 absl::StatusOr<Json> LineageLog(const std::filesystem::path& model) {
   const absl::StatusOr<std::optional<LockFile>> lock = ReadLock(model);
   if (!lock.ok()) return Annotate(lock.status(), model.string());
@@ -47,7 +47,7 @@ absl::StatusOr<Json> LineageLog(const std::filesystem::path& model) {
   return Json{{"directory", model.string()},
               {"lock_sha256", LockSha256(**lock)},
               {"lineage", LineageJson(**lock)},
-              {"domains", Domains(**lock)}};
+              {"domains", GenerationsJson(**lock)}};
 }
 
 std::string LineageLogText(const Json& log) {

@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/base/json.h"
+#include "engine/model/lock_file.h"
 
 namespace scion {
 
@@ -13,6 +14,9 @@ namespace scion {
 //  "domains": [{"name", "generations": [{"generation", "file", "bytes", "in_use"}]}]}, lineage oldest first, domains by
 // name, dropped ones included. Reads nothing but the lock. FailedPrecondition without one.
 absl::StatusOr<Json> LineageLog(const std::filesystem::path& model);
+
+// What it says of the domains.
+Json GenerationsJson(const LockFile& lock);
 
 // The same for people; ends with a newline.
 std::string LineageLogText(const Json& log);

@@ -28,6 +28,7 @@ int Main(int argc, char** argv) {
   AddLogCommand(app, invocation);
   AddPlanCommand(app, invocation);
   AddQuantizeCommand(app, invocation);
+  AddReportCommand(app, invocation);
   AddRollbackCommand(app, invocation);
   AddSliceCommand(app, invocation);
   AddUpcycleCommand(app, invocation);

@@ -17,7 +17,7 @@ constexpr uint64_t kFlushBytes = uint64_t{8} << 20;
 }  // namespace
 
 absl::StatusOr<NewFile> NewFile::Create(const std::filesystem::path& path) {
-  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd < 0) return ErrnoStatus(errno, "create", path);
   return NewFile(fd, path);
 }
@@ -51,6 +51,10 @@ absl::Status NewFile::Append(std::span<const std::byte> bytes) {
     flushing_ = written_;
   }
   return absl::OkStatus();
+}
+
+absl::Status NewFile::Read(uint64_t offset, std::span<std::byte> out) const {
+  return ReadAt(fd_, path_, offset + out.size(), offset, out);
 }
 
 absl::Status NewFile::Finish() {

@@ -22,6 +22,8 @@ class NewFile {
 
   // Large files are on their way to the disk while they are written, so that Finish waits for the end only.
   absl::Status Append(std::span<const std::byte> bytes);
+  // Fills `out` with what was written at `offset`, while another thread may append. Before Finish.
+  absl::Status Read(uint64_t offset, std::span<std::byte> out) const;
   // Down to the disk, and closed.
   absl::Status Finish();
 

@@ -123,8 +123,9 @@ absl::Status NewModel::CopyDataFile(const CheckpointFile& file, std::span<const 
   return absl::OkStatus();
 }
 
-absl::Status NewModel::CopyCompanions(Progress& progress) {
+absl::Status NewModel::CopyCompanions(Progress& progress, const std::set<std::string>& except) {
   for (const std::string& name : companions_) {
+    if (except.contains(name)) continue;
     SCION_ASSIGN_OR_RETURN(const ReadOnlyFile file, ReadOnlyFile::Open(source_->directory() / name));
     SCION_ASSIGN_OR_RETURN(NewFile copy, NewFile::Create(staged_.path() / name));
     SCION_ASSIGN_OR_RETURN(const FileDigest digest, Copy(name, file, {}, copy, progress));

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -37,9 +38,9 @@ class NewModel {
   // Likewise, but linked, with the hashes that the source's lock has. FailedPrecondition if there is no lock, or the
   // file can't be linked to.
   absl::StatusOr<LinkKind> LinkDataFile(const CheckpointFile& file, std::span<const TensorInfo> tensors);
-  // The tokenizer and whatever else belongs to the model; the same errors.
-  absl::Status CopyCompanions(Progress& progress);
-  // A companion that the source, a GGUF file, has in another form.
+  // The tokenizer and whatever else belongs to the model, but for what is written anew; the same errors.
+  absl::Status CopyCompanions(Progress& progress, const std::set<std::string>& except = {});
+  // A companion that the source has in another form, or not at all.
   absl::Status WriteCompanion(const std::string& name, std::string_view text);
   // A data file that is written anew; AddDataFile when it is finished. path: relative to the directory.
   absl::StatusOr<NewFile> CreateDataFile(const std::string& path);

@@ -35,7 +35,7 @@ struct VerifyOptions {
   int num_threads = 1;
   // Without it only hashes and logits are looked at. Tests switch it off, to see what the logits alone find.
   bool compare_bytes = true;
-  // Instead of a cut, `cut` is a graft: the model with a domain of a donor. (compare_bytes is not looked at.)
+  // Instead of a cut, `cut` is a graft: the model with a domain of a donor.
   std::optional<GraftUnderTest> graft = {};
   std::string version;  // of this program
   absl::Time now;

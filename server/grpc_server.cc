@@ -92,7 +92,7 @@ class InferenceService final : public v1::Inference::CallbackService {
       v1::Domain& domain = *response->add_domains();
       domain.set_name(spec.domains[i].name);
       domain.set_num_experts(spec.domains[i].num_experts);
-      domain.set_generation(1);
+      domain.set_generation(model->engine->generations().at(i).generation);
       if (i >= stats.domains.size()) continue;
       domain.set_weight_bytes(stats.domains[i].weight_bytes);
       domain.set_requests(stats.domains[i].requests);

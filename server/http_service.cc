@@ -6,6 +6,7 @@
 #include "absl/time/clock.h"
 #include "engine/base/status.h"
 #include "server/generation_answer.h"
+#include "server/native_answer.h"
 #include "server/request_error.h"
 
 namespace scion {
@@ -53,20 +54,23 @@ OpenAiHttpService::OpenAiHttpService(std::string version, const Admission& admis
     return response;
   };
   pages_["/v1/models"] = [this] { return Models(""); };
+  pages_[std::string(kDomainsPath)] = [this] { return DomainsPage(admission_); };
 }
 
 std::unique_ptr<HttpAnswer> OpenAiHttpService::Handle(HttpRequest request) {
   const bool is_chat = request.path == "/v1/chat/completions";
   const bool is_generation = is_chat || request.path == "/v1/completions";
+  const bool is_native = request.path == kScorePath || request.path == kTokenizePath || request.path == kDetokenizePath;
+  const bool is_post = is_generation || is_native;
   const bool is_model = request.path.starts_with(kModelsPrefix) && request.path.size() > kModelsPrefix.size();
   const auto page = pages_.find(request.path);
-  if (!is_generation && !is_model && page == pages_.end()) {
+  if (!is_post && !is_model && page == pages_.end()) {
     return Answer(Refuse(404, absl::StrCat("there is no page ", Quoted(request.path))));
   }
-  const char* const allowed = is_generation ? "POST, OPTIONS" : "GET, HEAD, OPTIONS";
+  const char* const allowed = is_post ? "POST, OPTIONS" : "GET, HEAD, OPTIONS";
   if (request.method == "OPTIONS") return Answer({.status = 204, .headers = {{"Allow", allowed}}});
   const bool is_get = request.method == "GET" || request.method == "HEAD";
-  if (is_generation ? request.method != "POST" : !is_get) {
+  if (is_post ? request.method != "POST" : !is_get) {
     HttpResponse response = Refuse(405, absl::StrCat(request.path, " takes ", allowed, ", not ", request.method));
     response.headers.emplace_back("Allow", allowed);
     return Answer(std::move(response));
@@ -74,6 +78,10 @@ std::unique_ptr<HttpAnswer> OpenAiHttpService::Handle(HttpRequest request) {
   if (is_generation) {
     return MakeGenerationAnswer(is_chat ? OpenAiKind::kChat : OpenAiKind::kCompletion, std::move(request.body),
                                 std::string(request.Header("x-scion-domain")), admission_, metrics_, workers_);
+  }
+  if (is_native) {
+    return MakeNativeAnswer(request.path, std::move(request.body), std::string(request.Header("x-scion-domain")),
+                            admission_, metrics_, workers_);
   }
   if (is_model) return Answer(Models(UnescapePath(std::string_view(request.path).substr(kModelsPrefix.size()))));
   return Answer(page->second());

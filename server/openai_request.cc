@@ -7,13 +7,11 @@
 #include "engine/base/json.h"
 #include "engine/base/status.h"
 #include "engine/engine.h"
+#include "server/body_reader.h"
 #include "server/request_error.h"
 
 namespace scion {
 namespace {
-
-// Bytes are bounded by the transport. A list of token ids has many values.
-constexpr JsonLimits kJsonLimits = {.max_bytes = uint64_t{64} << 20, .max_depth = 32, .max_values = 1 << 20};
 
 bool IsFalse(const Json& v) { return v == false; }
 bool IsOne(const Json& v) { return v == 1; }
@@ -58,57 +56,7 @@ constexpr UnbuiltParameter kUnbuilt[] = {
     {"guided_grammar", Never},
 };
 
-// Reads members one after another; the first error stays, and names its parameter.
-class Reader {
- public:
-  explicit Reader(const Json& body) : body_(body) {}
-
-  const absl::Status& status() const { return status_; }
-  const Json* Find(std::string_view key) const { return FindMember(body_, key); }
-  void Fail(std::string_view key, std::string_view message) {
-    if (status_.ok()) status_ = InvalidParameter(key, message);
-  }
-
-  std::string String(std::string_view key) {
-    absl::StatusOr<std::string> value = GetStringOr(body_, key, "");
-    if (value.ok()) return *std::move(value);
-    if (status_.ok()) status_ = WithParameter(value.status(), key);
-    return {};
-  }
-  bool Bool(std::string_view key) { return Take(key, GetOptionalBool(body_, key)).value_or(false); }
-  std::optional<double> Number(std::string_view key) { return Take(key, GetOptionalNumber(body_, key)); }
-  std::optional<int64_t> Int(std::string_view key) {
-    return Take(key,
-                GetOptionalInt(body_, key, std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()));
-  }
-
-  std::vector<int32_t> TokenIds(std::string_view key, const Json& array) {
-    std::vector<int32_t> ids;
-    ids.reserve(array.size());
-    for (const Json& value : array) {
-      const auto id = AsInt(value, key, 0, std::numeric_limits<int32_t>::max());
-      if (!id.ok()) {
-        Fail(key, absl::StrCat(ToAbsl(key), " must hold token ids: ", id.status().message()));
-        return {};
-      }
-      ids.push_back(static_cast<int32_t>(*id));
-    }
-    return ids;
-  }
-
- private:
-  template <typename T>
-  std::optional<T> Take(std::string_view key, absl::StatusOr<std::optional<T>> value) {
-    if (value.ok()) return *std::move(value);
-    if (status_.ok()) status_ = WithParameter(value.status(), key);
-    return std::nullopt;
-  }
-
-  const Json& body_;
-  absl::Status status_;
-};
-
-void RefuseUnbuilt(Reader& reader) {
+void RefuseUnbuilt(BodyReader& reader) {
   for (const UnbuiltParameter& parameter : kUnbuilt) {
     const Json* value = reader.Find(parameter.name);
     if (value == nullptr || parameter.is_neutral(*value)) continue;
@@ -118,7 +66,7 @@ void RefuseUnbuilt(Reader& reader) {
   }
 }
 
-void ReadPrompt(Reader& reader, GenerationRequest& out) {
+void ReadPrompt(BodyReader& reader, GenerationRequest& out) {
   const Json* prompt = reader.Find("prompt");
   if (prompt == nullptr) return reader.Fail("prompt", "prompt is missing");
   if (prompt->is_array() && !prompt->empty() && ((*prompt)[0].is_string() || (*prompt)[0].is_array())) {
@@ -136,7 +84,7 @@ void ReadPrompt(Reader& reader, GenerationRequest& out) {
   }
 }
 
-void ReadContent(Reader& reader, const Json& content, const std::string& where, std::string& out) {
+void ReadContent(BodyReader& reader, const Json& content, const std::string& where, std::string& out) {
   if (content.is_string()) {
     out = content.get<std::string>();
     return;
@@ -158,7 +106,7 @@ void ReadContent(Reader& reader, const Json& content, const std::string& where, 
   }
 }
 
-void ReadMessages(Reader& reader, GenerationRequest& out) {
+void ReadMessages(BodyReader& reader, GenerationRequest& out) {
   const Json* messages = reader.Find("messages");
   if (messages == nullptr) return reader.Fail("messages", "messages is missing");
   if (!messages->is_array() || messages->empty()) {
@@ -190,7 +138,7 @@ void ReadMessages(Reader& reader, GenerationRequest& out) {
   out.prompt = std::move(chat);
 }
 
-void ReadStop(Reader& reader, GenerationRequest& out) {
+void ReadStop(BodyReader& reader, GenerationRequest& out) {
   if (const Json* stop = reader.Find("stop")) {
     if (stop->is_string()) {
       out.stop.push_back(stop->get<std::string>());
@@ -209,7 +157,7 @@ void ReadStop(Reader& reader, GenerationRequest& out) {
   }
 }
 
-void ReadLogitBias(Reader& reader, GenerationRequest& out) {
+void ReadLogitBias(BodyReader& reader, GenerationRequest& out) {
   const Json* bias = reader.Find("logit_bias");
   if (bias == nullptr) return;
   if (!bias->is_object()) return reader.Fail("logit_bias", "logit_bias must be an object of token ids and numbers");
@@ -223,7 +171,7 @@ void ReadLogitBias(Reader& reader, GenerationRequest& out) {
   }
 }
 
-void ReadLogprobs(OpenAiKind kind, Reader& reader, GenerationRequest& out) {
+void ReadLogprobs(OpenAiKind kind, BodyReader& reader, GenerationRequest& out) {
   if (kind == OpenAiKind::kCompletion) {
     out.logprobs = reader.Int("logprobs");
     return;
@@ -237,7 +185,7 @@ void ReadLogprobs(OpenAiKind kind, Reader& reader, GenerationRequest& out) {
   if (wanted) out.logprobs = top.value_or(0);
 }
 
-void ReadMaxTokens(OpenAiKind kind, Reader& reader, GenerationRequest& out) {
+void ReadMaxTokens(OpenAiKind kind, BodyReader& reader, GenerationRequest& out) {
   out.max_tokens = reader.Int("max_tokens");
   if (kind == OpenAiKind::kCompletion) return;
   const std::optional<int64_t> newer = reader.Int("max_completion_tokens");
@@ -251,7 +199,7 @@ void ReadMaxTokens(OpenAiKind kind, Reader& reader, GenerationRequest& out) {
   out.max_tokens = newer;
 }
 
-void ReadSeed(Reader& reader, GenerationRequest& out) {
+void ReadSeed(BodyReader& reader, GenerationRequest& out) {
   const Json* seed = reader.Find("seed");
   if (seed == nullptr) return;
   if (!seed->is_number_integer()) return reader.Fail("seed", "seed must be an integer");
@@ -262,12 +210,9 @@ void ReadSeed(Reader& reader, GenerationRequest& out) {
 }  // namespace
 
 absl::StatusOr<OpenAiCall> ParseOpenAiCall(OpenAiKind kind, std::string_view body, std::string_view domain_header) {
-  const absl::StatusOr<Json> json = ParseJson(body, "the request body", kJsonLimits);
-  // Too many values is the client's mistake, not a shortage here.
-  if (!json.ok()) return absl::InvalidArgumentError(json.status().message());
-  if (!json->is_object()) return absl::InvalidArgumentError("the request body must be a JSON object");
-
-  Reader reader(*json);
+  const absl::StatusOr<Json> json = ParseBody(body);
+  if (!json.ok()) return json.status();
+  BodyReader reader(*json);
   RefuseUnbuilt(reader);
   OpenAiCall call;
   call.kind = kind;
@@ -298,7 +243,7 @@ absl::StatusOr<OpenAiCall> ParseOpenAiCall(OpenAiKind kind, std::string_view bod
     } else if (!call.stream) {
       reader.Fail("stream_options", "stream_options needs stream: true");
     } else {
-      Reader nested(*options);
+      BodyReader nested(*options);
       call.include_usage = nested.Bool("include_usage");
       if (!nested.status().ok()) reader.Fail("stream_options", std::string(nested.status().message()));
     }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds, runs every test, and closes with the line "N passed, N failed".
 #
-#   tests/run.sh               build, unit, e2e, install, bench, tsan, fuzz (what CI runs)
+#   tests/run.sh               build, unit, e2e, install, python, bench, tsan, fuzz (what CI runs)
 #   tests/run.sh --full        every step but the oracle
 #   tests/run.sh --fast        build, unit and e2e
 #   tests/run.sh --only STEP   one step; may be repeated
@@ -12,7 +12,9 @@
 #   unit     every CTest test of it
 #   e2e      real processes and sockets (pytest)
 #   install  installed to another prefix and moved, the programs run from there
+#   python   the package in client/python: built, installed, tested (pytest); the first time 3 GB are downloaded
 #   bench    decode reads weights at 60% of the measured bandwidth at least (pytest)
+#   browser  the page of moe-extract report in Chromium, which it installs
 #   clang    everything once more with clang 19, for its warnings
 #   tsan     ThreadSanitizer on engine and scheduler
 #   leaks    the crowd of streams against a server with AddressSanitizer and UndefinedBehaviorSanitizer
@@ -27,8 +29,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source deploy/progress.sh
 exec </dev/null
 
-ci_steps=(build unit e2e install bench tsan fuzz)
-all_steps=("${ci_steps[@]}" leaks clang asan)
+ci_steps=(build unit e2e install python bench tsan fuzz)
+all_steps=("${ci_steps[@]}" browser leaks clang asan)
 # gguf_vocabulary checks more than that nothing breaks, and still finds something now and then.
 fuzz_targets=(safetensors gguf config tokenizer)
 steps=()
@@ -151,9 +153,22 @@ step_install() {
   check install tests/install_test.sh build/release
 }
 
+step_python() {
+  release_build || return 0
+  with_progress "$logs/python.log" client/python/tests/run.sh --junitxml="$PWD/$logs/python.xml" ||
+    tail -n 150 "$logs/python.log"
+  count_junit "$logs/python.xml"
+}
+
 step_bench() {
   release_build || return 0
   run_pytest bench ../bench/smoke_test.py
+}
+
+step_browser() {
+  release_build || return 0
+  deploy/packages.sh browser
+  check browser python3 -B tests/browser/report_page_test.py --moe-extract build/release/bin/moe-extract
 }
 
 # Unlike the others, nothing runs here: that it compiles without a warning is the check.

@@ -75,21 +75,26 @@ ReadOnlyFile::~ReadOnlyFile() {
 }
 
 absl::Status ReadOnlyFile::Read(uint64_t offset, std::span<std::byte> out) const {
+  return ReadAt(fd_, path_, size_, offset, out);
+}
+
+absl::Status ReadAt(int fd, const std::filesystem::path& path, uint64_t size, uint64_t offset,
+                    std::span<std::byte> out) {
   // A read of more than 2 GiB is cut by the kernel in any case.
   constexpr size_t kMaxReadBytes = size_t{1} << 30;
-  if (offset > size_ || out.size() > size_ - offset) {
-    return absl::DataLossError(absl::StrCat("read: ", path_.string(), ": bytes [", offset, ", +", out.size(),
-                                            ") reach beyond the file's ", size_, " bytes"));
+  if (offset > size || out.size() > size - offset) {
+    return absl::DataLossError(absl::StrCat("read: ", path.string(), ": bytes [", offset, ", +", out.size(),
+                                            ") reach beyond the file's ", size, " bytes"));
   }
   while (!out.empty()) {
-    const ssize_t n = ::pread(fd_, out.data(), std::min(out.size(), kMaxReadBytes), static_cast<off_t>(offset));
+    const ssize_t n = ::pread(fd, out.data(), std::min(out.size(), kMaxReadBytes), static_cast<off_t>(offset));
     if (n < 0) {
       if (errno == EINTR) continue;
-      return ErrnoStatus(errno, "read", path_);
+      return ErrnoStatus(errno, "read", path);
     }
     if (n == 0) {
-      return absl::DataLossError(absl::StrCat("read: ", path_.string(), ": ends at or before offset ", offset,
-                                              ", but had ", size_, " bytes when it was opened"));
+      return absl::DataLossError(absl::StrCat("read: ", path.string(), ": ends at or before offset ", offset,
+                                              ", but had ", size, " bytes when it was opened"));
     }
     out = out.subspan(static_cast<size_t>(n));
     offset += static_cast<uint64_t>(n);

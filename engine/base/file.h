@@ -40,6 +40,11 @@ class ReadOnlyFile {
 // The whole of a text file of at most max_bytes; ResourceExhausted names the limit.
 absl::StatusOr<std::string> ReadTextFile(const std::filesystem::path& path, uint64_t max_bytes);
 
+// Fills `out` from `offset` of the file that is open as `fd`; `path` and `size` (when it was opened) are for the error,
+// which is DataLoss if the file ends before. Thread-safe.
+absl::Status ReadAt(int fd, const std::filesystem::path& path, uint64_t size, uint64_t offset,
+                    std::span<std::byte> out);
+
 // errno as a Status: ENOENT -> NotFound, EACCES/EPERM/EROFS -> PermissionDenied, ENOSPC/EDQUOT -> ResourceExhausted,
 // EEXIST -> AlreadyExists, else Internal. The message is "what: path: strerror".
 absl::Status ErrnoStatus(int error, std::string_view what, const std::filesystem::path& path);

@@ -56,13 +56,18 @@ class Harness:
             self.controls[key] = contents(control)
         self.expect(contents(out) == self.controls[key], f"{when}: the export is there but not whole")
 
+    def expect_page(self, out, when):
+        text = out.read_text()
+        self.expect(text.startswith("<!DOCTYPE html>") and text.endswith("</html>\n"), f"{when}: half a page is there")
+
     def makers(self):
         """The verbs that make a file or directory, without its place; each with the check that it is whole."""
         makers = [(["slice", self.model, "--domain", "beta"], self.expect_whole),
                   (["densify", self.model, "--domain", "beta"], self.expect_whole),
                   (["quantize", self.model, "--type", "q4_0"], self.expect_whole),
                   (["upcycle", self.plain, "--domains", "a,b", "--experts", "2", "--sparse-layers", "1"],
-                   self.expect_whole)]
+                   self.expect_whole),
+                  (["report", self.model], self.expect_page)]
         for format_ in ("gguf", "hf"):
             verb = ["export", self.plain, "--format", format_]
             makers.append((verb, functools.partial(self.expect_export, verb)))

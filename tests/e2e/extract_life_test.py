@@ -251,41 +251,66 @@ def test_two_writers(life):
         life.harness.expect_whole(life.model, f"after a drop, beside a {second}")
 
 
-def write_sparse_model(directory, trunk_bytes, domains, trunk=None):
-    """A model of zeros: holes, but for the headers. `trunk`: a file to link to instead. No lock."""
-    hidden, vocab, moe = 4096, 64, 64
-    inner = trunk_bytes // (3 * hidden * 2) // 64 * 64
-    directory.mkdir()
-    (directory / "domains").mkdir()
-    config = {"model_type": "scion", "architectures": ["ScionForCausalLM"], "vocab_size": vocab, "hidden_size": hidden,
-              "intermediate_size": inner, "moe_intermediate_size": moe, "num_hidden_layers": 2,
-              "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16, "hidden_act": "silu",
-              "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "tie_word_embeddings": True, "bos_token_id": 0,
-              "eos_token_id": 1, "rope_theta": 10000.0, "torch_dtype": "bfloat16", "dtype": "bfloat16",
-              "sparse_layers": [1], "num_experts_per_tok": 1,
-              "domains": [{"name": name, "num_experts": 2} for name in domains], "default_domain": domains[0]}
-    (directory / "config.json").write_text(json.dumps(config))
-    tensors = [("model.embed_tokens.weight", [vocab, hidden]), ("model.norm.weight", [hidden])]
+HIDDEN, VOCAB, EXPERT = 4096, 64, 64  # of the sparse models' layers; their size is in the dense FFNs
+
+
+def config_of(architecture, inner):
+    return {"model_type": architecture, "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": inner,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16,
+            "hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "tie_word_embeddings": True,
+            "bos_token_id": 0, "eos_token_id": 1, "rope_theta": 10000.0, "torch_dtype": "bfloat16", "dtype": "bfloat16"}
+
+
+def trunk_tensors(inner, dense_layers):
+    """(name, shape) of a trunk of two layers."""
+    tensors = [("model.embed_tokens.weight", [VOCAB, HIDDEN]), ("model.norm.weight", [HIDDEN])]
     for layer in range(2):
         prefix = f"model.layers.{layer}."
-        tensors += [(prefix + "input_layernorm.weight", [hidden]), (prefix + "post_attention_layernorm.weight", [hidden]),
-                    (prefix + "self_attn.q_proj.weight", [64, hidden]), (prefix + "self_attn.k_proj.weight", [16, hidden]),
-                    (prefix + "self_attn.v_proj.weight", [16, hidden]), (prefix + "self_attn.o_proj.weight", [hidden, 64])]
-    tensors += [("model.layers.0.mlp.gate_proj.weight", [inner, hidden]),
-                ("model.layers.0.mlp.up_proj.weight", [inner, hidden]),
-                ("model.layers.0.mlp.down_proj.weight", [hidden, inner])]
+        tensors += [(prefix + "input_layernorm.weight", [HIDDEN]), (prefix + "post_attention_layernorm.weight", [HIDDEN]),
+                    (prefix + "self_attn.q_proj.weight", [64, HIDDEN]), (prefix + "self_attn.k_proj.weight", [16, HIDDEN]),
+                    (prefix + "self_attn.v_proj.weight", [16, HIDDEN]), (prefix + "self_attn.o_proj.weight", [HIDDEN, 64])]
+        if layer in dense_layers:
+            tensors += [(prefix + "mlp.gate_proj.weight", [inner, HIDDEN]), (prefix + "mlp.up_proj.weight", [inner, HIDDEN]),
+                        (prefix + "mlp.down_proj.weight", [HIDDEN, inner])]
+    return tensors
+
+
+def inner_size(ffn_bytes):
+    return ffn_bytes // (3 * HIDDEN * 2) // 64 * 64
+
+
+def write_sparse_model(directory, trunk_bytes, domains, trunk=None):
+    """A model of zeros: holes, but for the headers. `trunk`: a file to link to instead. No lock."""
+    inner = inner_size(trunk_bytes)
+    (directory / "domains").mkdir(parents=True)
+    config = config_of("scion", inner) | {
+        "architectures": ["ScionForCausalLM"], "moe_intermediate_size": EXPERT, "sparse_layers": [1],
+        "num_experts_per_tok": 1, "domains": [{"name": name, "num_experts": 2} for name in domains],
+        "default_domain": domains[0]}
+    (directory / "config.json").write_text(json.dumps(config))
     if trunk is None:
-        write_zeros(directory / "trunk.safetensors", [(name, "BF16", shape) for name, shape in tensors])
+        write_zeros(directory / "trunk.safetensors", bf16(trunk_tensors(inner, [0])))
     else:
         os.link(trunk, directory / "trunk.safetensors")
     for name in domains:
         prefix = f"model.layers.1.mlp.domains.{name}."
-        tensors = [(prefix + "route", "I32", [1, vocab])]
-        for e in range(2):
-            tensors += [(f"{prefix}experts.{e}.gate_proj.weight", "BF16", [moe, hidden]),
-                        (f"{prefix}experts.{e}.up_proj.weight", "BF16", [moe, hidden]),
-                        (f"{prefix}experts.{e}.down_proj.weight", "BF16", [hidden, moe])]
-        write_zeros(directory / "domains" / f"{name}.safetensors", tensors)
+        experts = [(f"{prefix}experts.{e}.{projection}_proj.weight",
+                    [HIDDEN, EXPERT] if projection == "down" else [EXPERT, HIDDEN])
+                   for e in range(2) for projection in ("gate", "up", "down")]
+        write_zeros(directory / "domains" / f"{name}.safetensors", [(prefix + "route", "I32", [1, VOCAB]), *bf16(experts)])
+
+
+def write_dense_model(directory, ffn_bytes):
+    """An ordinary Llama of zeros with two FFNs of that size."""
+    inner = inner_size(ffn_bytes)
+    directory.mkdir()
+    (directory / "config.json").write_text(
+        json.dumps(config_of("llama", inner) | {"architectures": ["LlamaForCausalLM"]}))
+    write_zeros(directory / "model.safetensors", bf16(trunk_tensors(inner, [0, 1])))
+
+
+def bf16(tensors):
+    return [(name, "BF16", shape) for name, shape in tensors]
 
 
 def write_zeros(path, tensors):
@@ -331,16 +356,23 @@ def test_memory(life):
             run("slice", model, "--domain", "beta", "-o", place / "cut")
             run("graft", model, "--from", donor, "--as", "law", "-o", place / "grafted")
             run("verify", "--certificate", sign_files(harness, model, place))
+            write_dense_model(place / "dense", 96 << 20)
+            run("upcycle", place / "dense", "--domains", "a,b", "--experts", "2", "--sparse-layers", "1",
+                "-o", place / "upcycled")
+            run("export", place / "dense", "--format", "hf", "-o", place / "exported")
         else:
             # A lock whose hash of the trunk is made up: nothing below has a reason to read 8 GB. The small ones are right.
             write_sparse_model(donor, size, ["gamma"], model / "trunk.safetensors")
             write_lock(harness, model, place)
+        run("plan", model, "--domain", "beta")
+        run("slice", model, "--domain", "beta", "--link", "-o", place / "linked")
         run("graft", model, "--from", donor, "--as", "beta", "--in-place")
         run("rollback", model, "--domain", "beta")
         run("drop", model, "--domain", "alpha")
         run("log", model)
         run("gc", model)
         run("inspect", model)
+        run("report", model, "-o", place / "report.html")
         harness.expect(os.stat(model / "trunk.safetensors").st_size > size * 9 // 10, "the trunk is small")
         shutil.rmtree(place)
     print("peak resident MiB:", peaks)
@@ -392,6 +424,9 @@ def test_usage_and_help(life):
         ["gc", model, "--keep", "-1"],
         ["log"],
         ["log", model, "more"],
+        ["report", model],
+        ["report", "-o", life.place / "x"],
+        ["report", model, "-o", life.place / "x", "--text", model, "--matrix", model / "config.json"],
         ["verify", life.donor, "--against", model, "--donor", life.donor],
         ["verify", life.donor, "--against", model, "--as", "law"],
         ["verify", "--certificate", "x.json", "--threads", "1"],
@@ -400,7 +435,7 @@ def test_usage_and_help(life):
         result = harness.run(*arguments)
         harness.expect_code(result, 2)
         harness.expect(result.stderr.strip() != "" and result.stdout == "", f"{arguments}: {result.stdout}")
-    for verb in ["graft", "drop", "rollback", "gc", "log", "verify"]:
+    for verb in ["graft", "drop", "rollback", "gc", "log", "report", "verify"]:
         result = harness.run(verb, "--help")
         harness.expect_code(result, 0)
         harness.expect(f"Example: moe-extract {verb} " in result.stdout, f"{verb}: no example:\n{result.stdout}")

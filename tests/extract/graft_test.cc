@@ -401,6 +401,24 @@ TEST_F(GraftTest, TheGraftIsVerifiedAgainstModelAndDonor) {
     EXPECT_THAT(report->differences[0].what, HasSubstr(text));
     WriteBytes(out() / path, whole);
   }
+  // The second line of defence, alone: the logits of the donor's domain and of the model's own.
+  VerifyOptions logits_only = options;
+  logits_only.compare_bytes = false;
+  for (const std::string domain : {"beta", "law"}) {
+    const std::string path = "domains/" + domain + ".safetensors";
+    const std::string whole = ReadBytes(out() / path);
+    std::string flipped = whole;
+    for (const TensorPlace& tensor : TensorsIn(whole)) {
+      if (tensor.name.ends_with("experts.0.down_proj.weight")) FlipSignOfLargest(flipped, tensor);
+    }
+    WriteBytes(out() / path, flipped);
+    Resign(out());
+    const auto report = Verify(logits_only);
+    ASSERT_TRUE(report.ok()) << report.status();
+    ASSERT_FALSE(report->differences.empty()) << domain;
+    EXPECT_THAT(report->differences[0].what, HasSubstr("prompt ")) << domain;
+    WriteBytes(out() / path, whole);
+  }
   // The wrong donor domain.
   Resign(out());
   options.graft->donor.domain = "delta";

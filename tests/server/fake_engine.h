@@ -106,7 +106,7 @@ class FakeEngine final : public Engine {
 
   ModelSpec spec_;
   EngineOptions options_;
-  std::vector<DomainGeneration> generations_;
+  std::vector<DomainGeneration> generations_ = {{"en", 1, "", ""}, {"cpp", 2, "", ""}};
   FakeTokenizer tokenizer_;
   mutable std::mutex mutex_;
   std::condition_variable wake_;

@@ -320,6 +320,7 @@ TEST_F(GrpcTest, TokenizeDetokenizeAndListDomains) {
   EXPECT_EQ(domains.default_domain(), "en");
   ASSERT_EQ(domains.domains_size(), 2);
   EXPECT_EQ(domains.domains(1).name(), "cpp");
+  EXPECT_EQ(domains.domains(1).generation(), 2u);
   EXPECT_EQ(domains.domains(1).generated_tokens(), 99u);
 }
 

@@ -14,10 +14,10 @@ import unittest
 MACHINE_PATH = re.compile(r"(?:^|[^\w.])(?:/(?:work|farm|root|mnt|Users)/|/home/\w|\.\./shared)")
 SWITCHED_OFF = re.compile("DISABLED" "_|GTEST" "_SKIP|pytest[.]mark[.](skip|xfail)|unittest[.]skip")
 LINK = re.compile(r"\]\(([^)\s#]+)[^)]*\)")
-WITH_README = ("deploy", "deploy/demo", "tests", "proto", "server", "client", "extract", "engine")
+WITH_README = ("deploy", "deploy/demo", "deploy/demo-fr", "tests", "proto", "server", "client", "extract", "engine")
 DATA_SUFFIXES = {".safetensors", ".npy", ".npz", ".gguf", ".png", ".bin", ".gz"}
 # A lock and an evaluation text hold what other people wrote: words, not paths of ours.
-TEXT_OF_OTHERS = re.compile(r"(^deploy/demo/(eval|heldout|samples)/|tokenizer\.json$|^tests/golden/.*\.(json|jsonl|txt)$)")
+TEXT_OF_OTHERS = re.compile(r"(^deploy/demo(-fr)?/(eval|heldout|samples)/|tokenizer\.json$|^tests/golden/.*\.(json|jsonl|txt)$)")
 
 
 def committed_files(top):

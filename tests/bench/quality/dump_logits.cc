@@ -1,5 +1,5 @@
-// dump_logits MODEL SEQUENCES OUT [--weights MODE] [--kv-type TYPE] [--threads N]: Scion's logits of given token ids,
-// for quality.py.
+// dump_logits MODEL SEQUENCES OUT [--domain NAME] [--weights MODE] [--kv-type TYPE] [--threads N]: Scion's logits of
+// given token ids, for quality.py and client/python/tests.
 //
 // SEQUENCES is text, one sequence a line: "FIRST id id ...". OUT gets, for every sequence, the logits of positions
 // FIRST to the last, as fp32 [positions, vocab_size] one after the other. Positions are computed as the server computes
@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <fstream>
 #include <map>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -46,11 +47,12 @@ int Main(int argc, char** argv) {
   for (WeightMode mode : kAllWeightModes) modes[std::string(WeightModeName(mode))] = mode;
   std::map<std::string, kernels::KvType> kv_types;
   for (kernels::KvType type : kernels::kAllKvTypes) kv_types[std::string(kernels::KvTypeName(type))] = type;
-  std::string model_path, sequences_path, out_path, weights = "as-is", kv_type;
+  std::string model_path, sequences_path, out_path, domain, weights = "as-is", kv_type;
   int threads = 2;
   app.add_option("model", model_path)->required();
   app.add_option("sequences", sequences_path)->required();
   app.add_option("out", out_path)->required();
+  app.add_option("--domain", domain, "default: the model's");
   app.add_option("--weights", weights)->check(CLI::IsMember(modes))->capture_default_str();
   app.add_option("--kv-type", kv_type)->check(CLI::IsMember(kv_types));
   app.add_option("--threads", threads)->check(CLI::Range(1, 1024))->capture_default_str();
@@ -68,6 +70,9 @@ int Main(int argc, char** argv) {
                    .kv_type = kv_type.empty() ? DefaultKvType(**checkpoint, modes.at(weights)) : kv_types.at(kv_type)},
                   pool);
   if (!model.ok()) return Fail(model.status());
+  std::optional<int> domain_index = (*model)->spec().default_domain;
+  if (!domain.empty()) domain_index = (*model)->spec().FindDomain(domain);
+  if (!domain_index.has_value()) return Fail(absl::NotFoundError("no domain " + domain));
   const std::vector<Sequence> sequences = ReadSequences(sequences_path);
   size_t longest = 1;
   for (const Sequence& s : sequences) longest = std::max(longest, s.token_ids.size());
@@ -77,12 +82,11 @@ int Main(int argc, char** argv) {
 
   std::ofstream out(out_path, std::ios::binary);
   for (const Sequence& s : sequences) {
-    const absl::Status status = RunPrompt(**model, *cache, (*model)->spec().default_domain, s.token_ids,
-                                          [&](int position, std::span<const float> logits) {
-                                            if (position < s.first) return;
-                                            out.write(reinterpret_cast<const char*>(logits.data()),
-                                                      static_cast<std::streamsize>(logits.size_bytes()));
-                                          });
+    const absl::Status status =
+        RunPrompt(**model, *cache, *domain_index, s.token_ids, [&](int position, std::span<const float> logits) {
+          if (position < s.first) return;
+          out.write(reinterpret_cast<const char*>(logits.data()), static_cast<std::streamsize>(logits.size_bytes()));
+        });
     if (!status.ok()) return Fail(status);
   }
   if (!out.flush()) return std::fprintf(stderr, "cannot write %s\n", out_path.c_str()), 1;
