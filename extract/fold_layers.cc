@@ -28,8 +28,8 @@ constexpr float kEvenMetric = 0.2f;  // part of an error's cost that all directi
 constexpr float kSilence = -2048.0f;
 constexpr float kNearSilence = -4.0f;
 constexpr float kDamping = -0.5f;
-// What a channel that is set brings to the FFN's input: large, so that a fit's small steps find the route soon.
-constexpr float kChannelValue = 8.0f;
+// What a channel that is set brings to the FFN's input: more where steps are short, so that they find the route soon.
+constexpr float kChannelValueOfMeans = 1.0f, kChannelValue = 8.0f;
 // Of the tokens that the head's metric is made from: 128 MiB.
 constexpr int64_t kMetricLogits = int64_t{1} << 25;
 // Without fitting, sizes are taken from so many tokens of the text, or drawn evenly.
@@ -166,7 +166,7 @@ class Folder {
     folded.num_experts = domain_.num_experts;
     SCION_ASSIGN_OR_RETURN(folded.route, forward_.ReadRoute(layer));
     SCION_ASSIGN_OR_RETURN(const float size, InputSize(layer));
-    folded.channel_size = kChannelValue * size;
+    folded.channel_size = (options_.width == 1 ? kChannelValueOfMeans : kChannelValue) * size;
     SCION_ASSIGN_OR_RETURN(folded.ffn, Merged(layer, folded.route));
     SCION_ASSIGN_OR_RETURN(const DType type, ExpertType(layer));
     if (IsFitted() && student_.empty()) student_ = teacher_;
