@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <ctime>
 #include <memory>
 #include <utility>
 
@@ -74,6 +75,11 @@ absl::StatusOr<FoldMethod> ChooseMethod(const DensifyOptions& options) {
     return absl::InvalidArgumentError("method lsq needs a calibration text");
   }
   return method;
+}
+
+int DefaultEpochs(int64_t tokens) {
+  constexpr int64_t kTokens = 400'000;
+  return tokens == 0 ? 0 : static_cast<int>(std::max<int64_t>(1, (kTokens + tokens / 2) / tokens));
 }
 
 absl::StatusOr<TextComparison> Compare(const DensifyOptions& options, const Checkpoint& source, int domain,
@@ -150,13 +156,14 @@ absl::StatusOr<DensifyResult> Densify(const DensifyOptions& options) {
     }
   }
   const auto begin = std::chrono::steady_clock::now();
+  const std::clock_t begin_cpu = std::clock();
   ThreadPool pool(options.num_threads);
   MatrixOps ops(kernels::GetKernels(options.tier), pool);
   FoldOptions fold_options{.domain = *domain,
                            .width = options.width,
                            .weighted = result.method != FoldMethod::kAverage,
                            .fit = result.method == FoldMethod::kLsq,
-                           .epochs = options.epochs,
+                           .epochs = options.epochs.value_or(DefaultEpochs(result.calibration_tokens)),
                            .windows = std::move(texts.calibration),
                            .log = options.log};
   SCION_ASSIGN_OR_RETURN(const auto folded, FoldLayers(checkpoint, layout, fold_options, ops));
@@ -171,6 +178,7 @@ absl::StatusOr<DensifyResult> Densify(const DensifyOptions& options) {
   SCION_RETURN_IF_ERROR(fold.Commit(
       dense_config, {.verb = "densify", .version = options.version, .now = options.now, .domains = {options.domain}}));
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  result.cpu_seconds = static_cast<double>(std::clock() - begin_cpu) / CLOCKS_PER_SEC;
   if (!texts.held_out.empty()) {
     SCION_ASSIGN_OR_RETURN(result.comparison, Compare(options, checkpoint, *domain, texts.held_out, pool));
   }

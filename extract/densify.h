@@ -27,11 +27,13 @@ struct DensifyOptions {
   std::filesystem::path model;
   std::string domain;
   std::filesystem::path out;
-  int width = 1;                       // of the folded FFN, in experts
-  std::optional<FoldMethod> method;    // default: kLsq with a calibration text, else kWeighted
-  std::filesystem::path calibration;   // empty: none
-  std::filesystem::path eval;          // empty: a tenth of the calibration text is kept back
-  int epochs = 6;                      // passes over the calibration text in which lsq refines a layer; 0: down only
+  int width = 1;                      // of the folded FFN, in experts
+  std::optional<FoldMethod> method;   // default: kLsq with a calibration text, else kWeighted
+  std::filesystem::path calibration;  // empty: none
+  std::filesystem::path eval;         // empty: a tenth of the calibration text is kept back
+  // Passes over the calibration text in which lsq refines a layer; 0: down only. Default: about 400,000 tokens, at
+  // least one pass.
+  std::optional<int> epochs;
   std::optional<bool> route_channels;  // default: where they help (README.md)
   kernels::Tier tier = kernels::Tier::kPortable;
   int num_threads = 1;
@@ -50,7 +52,7 @@ struct DensifyResult {
   uint64_t bytes = 0;        // of the weight file
   uint64_t model_bytes = 0;  // of the source's trunk and the domain
   int64_t calibration_tokens = 0;
-  double seconds = 0;                        // of folding, without the comparison
+  double seconds = 0, cpu_seconds = 0;       // of folding, without the comparison; of all threads
   std::optional<TextComparison> comparison;  // nothing without a text
 };
 

@@ -24,7 +24,7 @@ struct DensifyArguments {
   std::string method;
   std::string calibration;
   std::string eval;
-  int epochs = 6;
+  std::optional<int> epochs;
   std::string route_channels = "auto";
   int threads = 0;  // 0: all processors
   bool json = false;
@@ -44,7 +44,8 @@ Json ResultJson(const DensifyArguments& args, const DensifyResult& result) {
                {"bytes", result.bytes},
                {"model_bytes", result.model_bytes},
                {"calibration_tokens", result.calibration_tokens},
-               {"seconds", result.seconds}};
+               {"seconds", result.seconds},
+               {"cpu_seconds", result.cpu_seconds}};
   if (result.comparison.has_value()) json["held_out"] = ToJson(*result.comparison);
   return json;
 }
@@ -128,8 +129,10 @@ void AddDensifyCommand(CLI::App& app, Invocation& invocation) {
                   "text to fit to, plain or JSON lines with a member 'text'; a tenth is kept back to measure on")
       ->type_name("TEXT");
   verb.add_option("--eval", args->eval, "text to measure on instead")->type_name("TEXT");
-  verb.add_option("--epochs", args->epochs,
-                  "passes over the calibration text in which lsq refines gate and up; 0: down only; default: 6")
+  verb.add_option(
+          "--epochs", args->epochs,
+          "passes over the calibration text in which lsq refines a layer; 0: down only; default: as many as make "
+          "about 400,000 tokens, at least one")
       ->check(CLI::Range(0, 1000));
   verb.add_option("--route-channels", args->route_channels,
                   "auto, on or off: hidden units that tell the fold by which experts a token would have gone")

@@ -14,34 +14,19 @@ namespace scion {
 namespace {
 
 constexpr int kBatchRows = 4096;
+// Of the products in a step: what they round off is far less than what a batch's choice of rows changes.
+constexpr auto kStepType = kernels::WeightType::kBF16;
 
-// Rows of a problem, as the products want them.
-struct Batch {
-  FloatMatrix inputs, targets;
-  std::vector<float> weights;
-};
-
-template <typename Index>
-Batch Gather(const FitProblem& problem, int count, Index&& index, MatrixOps& ops) {
-  Batch batch{FloatMatrix(count, problem.inputs.cols), FloatMatrix(count, problem.targets.cols),
-              std::vector<float>(static_cast<size_t>(count))};
-  ops.ForEach(count, [&](int i) {
-    const int from = index(i);
-    std::ranges::copy(problem.inputs.row(from), batch.inputs.row(i).begin());
-    std::ranges::copy(problem.targets.row(from), batch.targets.row(i).begin());
-    batch.weights[static_cast<size_t>(i)] = problem.weights[static_cast<size_t>(from)];
-  });
-  return batch;
-}
-
-// Calls fn(batch) for all rows in order.
+// Calls fn(rows) for all rows in order.
 template <typename Fn>
-absl::Status ForBatches(const FitProblem& problem, MatrixOps& ops, Fn&& fn) {
-  for (int begin = 0; begin < problem.inputs.rows; begin += kBatchRows) {
+absl::Status ForBatches(const FitProblem& problem, Fn&& fn) {
+  FitRows batch;
+  for (int begin = 0; begin < problem.num_rows; begin += kBatchRows) {
     if (CancelRequested()) return absl::CancelledError("interrupted while a layer was fitted");
-    const int count = std::min(kBatchRows, problem.inputs.rows - begin);
-    SCION_RETURN_IF_ERROR(fn(Gather(
-        problem, count, [&](int i) { return begin + i; }, ops)));
+    std::vector<int> rows(static_cast<size_t>(std::min(kBatchRows, problem.num_rows - begin)));
+    std::iota(rows.begin(), rows.end(), begin);
+    SCION_RETURN_IF_ERROR(problem.read(rows, batch));
+    SCION_RETURN_IF_ERROR(fn(batch));
   }
   return absl::OkStatus();
 }
@@ -51,11 +36,12 @@ struct Hidden {
   FloatMatrix gate, up, sigmoid, hidden;
 };
 
-absl::Status ComputeHidden(const FfnMatrices& ffn, const FloatMatrix& inputs, MatrixOps& ops, Hidden& out) {
-  SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(inputs, ffn.gate, out.gate));
-  SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(inputs, ffn.up, out.up));
-  out.sigmoid = FloatMatrix(out.gate.rows, out.gate.cols);
-  out.hidden = FloatMatrix(out.gate.rows, out.gate.cols);
+absl::Status ComputeHidden(const FfnMatrices& ffn, const FloatMatrix& inputs, kernels::WeightType type, MatrixOps& ops,
+                           Hidden& out) {
+  SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(inputs, ffn.gate, out.gate, type));
+  SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(inputs, ffn.up, out.up, type));
+  out.sigmoid.Resize(out.gate.rows, out.gate.cols);
+  out.hidden.Resize(out.gate.rows, out.gate.cols);
   ops.ForEach(out.gate.rows, [&](int i) {
     const std::span<const float> gate = out.gate.row(i), up = out.up.row(i);
     const std::span<float> sigmoid = out.sigmoid.row(i), hidden = out.hidden.row(i);
@@ -80,39 +66,71 @@ void AddTo(Eigen::MatrixXd& sum, const FloatMatrix& m, MatrixOps& ops) {
   });
 }
 
-// One parameter matrix and its two moments.
-class AdamState {
+// Makes all of x's singular values nearly 1, and keeps its singular vectors: five Newton-Schulz steps with the
+// coefficients of Muon (K. Jordan et al., 2024), which send singular values from 0.01 to 1 to between 0.7 and 1.2.
+absl::Status Orthogonalize(FloatMatrix& x, MatrixOps& ops) {
+  constexpr int kSteps = 5;
+  constexpr float kLinear = 3.4445f, kCubic = -4.7750f, kQuintic = 2.0315f;
+  double sum = 0;
+  for (const float v : x.data) sum += static_cast<double>(v) * static_cast<double>(v);
+  if (!(sum > 0)) return absl::OkStatus();
+  FloatMatrix transposed, square, fourth, change;
+  const bool is_tall = x.rows > x.cols;
+  if (is_tall) {
+    ops.Transpose(x, transposed);
+    std::swap(x, transposed);
+  }
+  const float scale = static_cast<float>(1 / std::sqrt(sum));
+  for (float& v : x.data) v *= scale;
+  for (int step = 0; step < kSteps; ++step) {  // x = (linear + cubic x x^T + quintic (x x^T)^2) x
+    SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(x, x, square, kStepType));
+    SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(square, square, fourth, kStepType));
+    for (size_t i = 0; i < square.data.size(); ++i)
+      square.data[i] = kCubic * square.data[i] + kQuintic * fourth.data[i];
+    ops.Transpose(x, transposed);
+    SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(square, transposed, change, kStepType));
+    for (size_t i = 0; i < x.data.size(); ++i) x.data[i] = kLinear * x.data[i] + change.data[i];
+  }
+  if (is_tall) {
+    ops.Transpose(x, transposed);
+    std::swap(x, transposed);
+  }
+  return absl::OkStatus();
+}
+
+// One parameter matrix and the gradients' momentum.
+class MuonState {
  public:
-  explicit AdamState(FloatMatrix& value) : value_(value), mean_(value.data.size()), square_(value.data.size()) {
+  // columns: of those, from the first, the root mean square decides how far a step goes.
+  MuonState(FloatMatrix& value, int columns) : value_(value), momentum_(value.rows, value.cols) {
     double sum = 0;
-    for (const float v : value.data) sum += static_cast<double>(v) * static_cast<double>(v);
-    size_ = static_cast<float>(std::sqrt(sum / static_cast<double>(value.data.size())));
+    for (int i = 0; i < value.rows; ++i) {
+      for (const float v : value.row(i).first(static_cast<size_t>(columns)))
+        sum += static_cast<double>(v) * static_cast<double>(v);
+    }
+    // An orthogonal matrix of this shape, times the square root of its longer side, has a root mean square of 1.
+    size_ = static_cast<float>(std::sqrt(sum / (static_cast<double>(value.rows) * columns)) *
+                               std::sqrt(static_cast<double>(std::max(value.rows, value.cols))));
   }
 
-  // step counts from 1.
-  void Step(const FloatMatrix& gradient, int64_t step, double learning_rate, MatrixOps& ops) {
-    constexpr float kMeanDecay = 0.9f, kSquareDecay = 0.99f;
-    const float mean_scale = 1.0f / (1.0f - std::pow(kMeanDecay, static_cast<float>(step)));
-    const float square_scale = 1.0f / (1.0f - std::pow(kSquareDecay, static_cast<float>(step)));
+  absl::Status Step(const FloatMatrix& gradient, double learning_rate, MatrixOps& ops) {
+    constexpr float kDecay = 0.95f;
+    update_.Resize(gradient.rows, gradient.cols);
+    for (size_t i = 0; i < gradient.data.size(); ++i) {
+      const float g = gradient.data[i];
+      momentum_.data[i] = kDecay * momentum_.data[i] + g;
+      update_.data[i] = kDecay * momentum_.data[i] + g;
+    }
+    SCION_RETURN_IF_ERROR(Orthogonalize(update_, ops));
     const float rate = static_cast<float>(learning_rate) * size_;
-    const size_t cols = static_cast<size_t>(value_.cols);
-    ops.ForEach(value_.rows, [&](int i) {
-      const std::span<const float> g = gradient.row(i);
-      const std::span<float> value = value_.row(i);
-      float* mean = &mean_[static_cast<size_t>(i) * cols];
-      float* square = &square_[static_cast<size_t>(i) * cols];
-      for (size_t j = 0; j < cols; ++j) {
-        mean[j] = kMeanDecay * mean[j] + (1 - kMeanDecay) * g[j];
-        square[j] = kSquareDecay * square[j] + (1 - kSquareDecay) * g[j] * g[j];
-        value[j] -= rate * mean[j] * mean_scale / (std::sqrt(square[j] * square_scale) + 1e-20f);
-      }
-    });
+    for (size_t i = 0; i < value_.data.size(); ++i) value_.data[i] -= rate * update_.data[i];
+    return absl::OkStatus();
   }
 
  private:
   FloatMatrix& value_;
-  std::vector<float> mean_, square_;
-  float size_;  // root mean square at the beginning
+  FloatMatrix momentum_, update_;
+  float size_;
 };
 
 // Row numbers in an order that only the seed decides, begun anew when all have been taken.
@@ -147,8 +165,8 @@ class Shuffle {
 
 absl::StatusOr<double> RelativeError(const FitProblem& problem, const FfnMatrices& ffn, MatrixOps& ops) {
   double error = 0, whole = 0;
-  SCION_RETURN_IF_ERROR(ForBatches(problem, ops, [&](const Batch& batch) {
-    FloatMatrix out;
+  FloatMatrix out;
+  SCION_RETURN_IF_ERROR(ForBatches(problem, [&](const FitRows& batch) {
     SCION_RETURN_IF_ERROR(ApplyFfn(ffn, batch.inputs, ops, out));
     for (int i = 0; i < out.rows; ++i) {
       double row_error = 0, row_whole = 0;
@@ -171,8 +189,8 @@ absl::Status SolveDown(const FitProblem& problem, double ridge, FfnMatrices& ffn
   Eigen::MatrixXd normal = Eigen::MatrixXd::Zero(neurons, neurons), right = Eigen::MatrixXd::Zero(neurons, hidden);
   Hidden h;
   FloatMatrix hidden_transposed, targets_transposed, product;
-  SCION_RETURN_IF_ERROR(ForBatches(problem, ops, [&](Batch batch) {
-    SCION_RETURN_IF_ERROR(ComputeHidden(ffn, batch.inputs, ops, h));
+  SCION_RETURN_IF_ERROR(ForBatches(problem, [&](FitRows& batch) {
+    SCION_RETURN_IF_ERROR(ComputeHidden(ffn, batch.inputs, kernels::WeightType::kF32, ops, h));
     std::vector<float> roots(batch.weights.size());
     std::ranges::transform(batch.weights, roots.begin(), [](float w) { return std::sqrt(w); });
     ScaleRows(h.hidden, roots, ops);
@@ -205,9 +223,12 @@ absl::Status SolveDown(const FitProblem& problem, double ridge, FfnMatrices& ffn
 
 absl::Status RefineFfn(const FitProblem& problem, const RefineOptions& options, FfnMatrices& ffn, MatrixOps& ops,
                        Progress& progress) {
-  const int rows = std::min(options.batch_rows, problem.inputs.rows);
-  Shuffle shuffle(problem.inputs.rows, options.seed);
-  AdamState gate_state(ffn.gate), up_state(ffn.up), down_state(ffn.down);
+  const int rows = std::min(options.batch_rows, problem.num_rows);
+  Shuffle shuffle(problem.num_rows, options.seed);
+  // What silences neurons, behind the hidden units, is far larger than other weights.
+  const int hidden = ffn.down.rows;
+  MuonState gate_state(ffn.gate, hidden), up_state(ffn.up, hidden), down_state(ffn.down, ffn.down.cols);
+  FitRows batch;
   Hidden h;
   FloatMatrix out, weighed, error_transposed, hidden_transposed, inputs_transposed, down_transposed, back, gradient;
   FloatMatrix gate_back, up_back, part;
@@ -215,10 +236,9 @@ absl::Status RefineFfn(const FitProblem& problem, const RefineOptions& options, 
   for (int64_t step = 1; step <= options.steps; ++step) {
     if (CancelRequested()) return absl::CancelledError("interrupted while a layer was fitted");
     std::ranges::generate(chosen, [&] { return shuffle.Next(); });
-    const Batch batch = Gather(
-        problem, rows, [&](int i) { return chosen[static_cast<size_t>(i)]; }, ops);
-    SCION_RETURN_IF_ERROR(ComputeHidden(ffn, batch.inputs, ops, h));
-    SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(h.hidden, ffn.down, out));
+    SCION_RETURN_IF_ERROR(problem.read(chosen, batch));
+    SCION_RETURN_IF_ERROR(ComputeHidden(ffn, batch.inputs, kStepType, ops, h));
+    SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(h.hidden, ffn.down, out, kStepType));
     ops.ForEach(rows, [&](int i) {  // the gradient of half the weighted square
       const std::span<const float> target = batch.targets.row(i);
       const std::span<float> error = out.row(i);
@@ -226,13 +246,13 @@ absl::Status RefineFfn(const FitProblem& problem, const RefineOptions& options, 
         error[k] = batch.weights[static_cast<size_t>(i)] * (error[k] - target[k]);
     });
     if (options.metric != nullptr) {
-      SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(out, *options.metric, weighed));
+      SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(out, *options.metric, weighed, kStepType));
       std::swap(out, weighed);
     }
     ops.Transpose(ffn.down, down_transposed);
-    SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(out, down_transposed, back));
-    gate_back = FloatMatrix(back.rows, back.cols);
-    up_back = FloatMatrix(back.rows, back.cols);
+    SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(out, down_transposed, back, kStepType));
+    gate_back.Resize(back.rows, back.cols);
+    up_back.Resize(back.rows, back.cols);
     ops.ForEach(rows, [&](int i) {
       const std::span<const float> gate = h.gate.row(i), up = h.up.row(i), sigmoid = h.sigmoid.row(i);
       const std::span<const float> d = back.row(i);
@@ -248,14 +268,14 @@ absl::Status RefineFfn(const FitProblem& problem, const RefineOptions& options, 
     ops.Transpose(batch.inputs, inputs_transposed);
     ops.Transpose(out, error_transposed);
     ops.Transpose(h.hidden, hidden_transposed);
-    SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(error_transposed, hidden_transposed, gradient));
-    down_state.Step(gradient, step, rate, ops);
+    SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(error_transposed, hidden_transposed, gradient, kStepType));
+    SCION_RETURN_IF_ERROR(down_state.Step(gradient, rate, ops));
     ops.Transpose(gate_back, part);
-    SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(part, inputs_transposed, gradient));
-    gate_state.Step(gradient, step, rate, ops);
+    SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(part, inputs_transposed, gradient, kStepType));
+    SCION_RETURN_IF_ERROR(gate_state.Step(gradient, rate, ops));
     ops.Transpose(up_back, part);
-    SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(part, inputs_transposed, gradient));
-    up_state.Step(gradient, step, rate, ops);
+    SCION_RETURN_IF_ERROR(ops.MultiplyTransposed(part, inputs_transposed, gradient, kStepType));
+    SCION_RETURN_IF_ERROR(up_state.Step(gradient, rate, ops));
     progress.Advance(static_cast<uint64_t>(rows));
   }
   return absl::OkStatus();

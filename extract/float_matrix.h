@@ -15,6 +15,13 @@ struct FloatMatrix {
   FloatMatrix(int num_rows, int num_cols, std::vector<float> values)
       : rows(num_rows), cols(num_cols), data(std::move(values)) {}
 
+  // Values are unspecified afterwards.
+  void Resize(int num_rows, int num_cols) {
+    rows = num_rows;
+    cols = num_cols;
+    data.resize(static_cast<size_t>(num_rows) * static_cast<size_t>(num_cols));
+  }
+
   std::span<float> row(int i) {
     return std::span(data).subspan(static_cast<size_t>(i) * static_cast<size_t>(cols), static_cast<size_t>(cols));
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <span>
 #include <utility>
@@ -14,19 +15,24 @@ namespace scion {
 namespace {
 
 constexpr int kBatchTokens = 4096;
-constexpr int64_t kMaxFitBytes = int64_t{1} << 30;
-constexpr int64_t kMaxTokens = int64_t{1} << 18;
+constexpr int64_t kMaxFitBytes = int64_t{2} << 30;
+constexpr int64_t kMaxTokens = int64_t{1} << 20;
 constexpr double kRidge = 1e-4;
+// Neurons that are means of all experts' lie far from the best, and go there in long steps; those kept apart are near.
+constexpr double kRateOfMeans = 6e-2, kRate = 1e-2;
+constexpr int kSolveRows = 1 << 17;  // many times the unknowns
 constexpr int kFitRows = 1024;       // of a step
 constexpr float kEvenMetric = 0.2f;  // part of an error's cost that all directions share
 // What channels take from the gate of a neuron for a token that visits none of its experts: of one that stands for one
 // expert, which one channel silences, for good; of others; and at the beginning of a fit.
-constexpr float kSilence = -16384.0f;
-constexpr float kNearSilence = -32.0f;
-constexpr float kDamping = -4.0f;
+constexpr float kSilence = -2048.0f;
+constexpr float kNearSilence = -4.0f;
+constexpr float kDamping = -0.5f;
+// What a channel that is set brings to the FFN's input: more where steps are short, so that they find the route soon.
+constexpr float kChannelValueOfMeans = 1.0f, kChannelValue = 8.0f;
 // Of the tokens that the head's metric is made from: 128 MiB.
 constexpr int64_t kMetricLogits = int64_t{1} << 25;
-// Without a text, sizes are taken from so many tokens drawn evenly.
+// Without fitting, sizes are taken from so many tokens of the text, or drawn evenly.
 constexpr int kDrawnTokens = 2048;
 
 std::vector<TokenBatch> MakeBatches(std::span<const TokenWindow> windows) {
@@ -71,6 +77,16 @@ std::vector<TokenWindow> DrawWindows(const ModelSpec& spec) {
   return windows;
 }
 
+// Rows of the problem at even distances, no more than kSolveRows.
+FitProblem Thinned(const FitProblem& problem) {
+  const int step = (problem.num_rows + kSolveRows - 1) / kSolveRows;
+  return {(problem.num_rows + step - 1) / step, [&problem, step](std::span<const int> rows, FitRows& out) {
+            std::vector<int> chosen(rows.begin(), rows.end());
+            for (int& row : chosen) row *= step;
+            return problem.read(chosen, out);
+          }};
+}
+
 void AppendColumns(FloatMatrix& m, int count) {
   FloatMatrix wider(m.rows, m.cols + count);
   for (int i = 0; i < m.rows; ++i) std::ranges::copy(m.row(i), wider.row(i).begin());
@@ -89,9 +105,10 @@ class Folder {
         forward_(checkpoint, options.domain, ops) {}
 
   absl::StatusOr<std::map<int, FoldedLayer>> Run() {
-    batches_ = MakeBatches(options_.windows.empty() ? DrawWindows(spec_) : options_.windows);
+    batches_ = MakeBatches(Windows());
     for (const TokenBatch& batch : batches_) {
       SCION_ASSIGN_OR_RETURN(FloatMatrix x, forward_.Embed(batch));
+      first_row_.push_back(first_row_.empty() ? 0 : first_row_.back() + teacher_.back().rows);
       teacher_.push_back(std::move(x));
     }
     if (options_.fit) SCION_RETURN_IF_ERROR(MakeMetric());
@@ -111,6 +128,18 @@ class Folder {
   }
 
  private:
+  // What flows through the layers: the text, or as much of one as tells the size of what enters them.
+  std::vector<TokenWindow> Windows() const {
+    if (options_.fit) return options_.windows;
+    std::vector<TokenWindow> windows = options_.windows.empty() ? DrawWindows(spec_) : options_.windows;
+    int64_t tokens = 0;
+    const auto enough = std::ranges::find_if(windows, [&](const TokenWindow& window) {
+      return (tokens += static_cast<int64_t>(window.size())) >= kDrawnTokens;
+    });
+    if (enough != windows.end()) windows.erase(enough + 1, windows.end());
+    return windows;
+  }
+
   // What an error of the residual stream costs: by what the head makes of it, and some for what only later layers see.
   absl::Status MakeMetric() {
     TokenBatch batch;
@@ -136,7 +165,8 @@ class Folder {
     FoldedLayer folded;
     folded.num_experts = domain_.num_experts;
     SCION_ASSIGN_OR_RETURN(folded.route, forward_.ReadRoute(layer));
-    SCION_ASSIGN_OR_RETURN(folded.channel_size, InputSize(layer));
+    SCION_ASSIGN_OR_RETURN(const float size, InputSize(layer));
+    folded.channel_size = (options_.width == 1 ? kChannelValueOfMeans : kChannelValue) * size;
     SCION_ASSIGN_OR_RETURN(folded.ffn, Merged(layer, folded.route));
     SCION_ASSIGN_OR_RETURN(const DType type, ExpertType(layer));
     if (IsFitted() && student_.empty()) student_ = teacher_;
@@ -243,44 +273,60 @@ class Folder {
     return in;
   }
 
-  absl::StatusOr<FitProblem> MakeProblem(int layer, const FoldedLayer& folded) {
-    FitProblem problem;
-    const size_t rows = static_cast<size_t>(CountTokens(options_.windows));
-    const size_t hidden = static_cast<size_t>(spec_.hidden_size);
-    problem.inputs.data.reserve(rows * static_cast<size_t>(folded.ffn.gate.cols));
-    problem.targets.data.reserve(rows * hidden);
-    for (size_t b = 0; b < batches_.size(); ++b) {
-      SCION_ASSIGN_OR_RETURN(const FloatMatrix in, Inputs(layer, batches_[b], student_[b], folded));
-      problem.inputs.cols = in.cols;
-      problem.inputs.rows += in.rows;
-      problem.inputs.data.insert(problem.inputs.data.end(), in.data.begin(), in.data.end());
-      problem.targets.cols = spec_.hidden_size;
-      problem.targets.rows += in.rows;
-      const FloatMatrix &to = teacher_[b], &from = student_[b];
-      for (size_t i = 0; i < to.data.size(); ++i) problem.targets.data.push_back(to.data[i] - from.data[i]);
+  // Of every row: 1 / the mean square of what the teacher gives, divided by the mean of that.
+  std::vector<float> RowWeights() const {
+    std::vector<float> weights;
+    for (const FloatMatrix& to : teacher_) {
       for (int i = 0; i < to.rows; ++i) {
         double square = 0;
         for (const float v : to.row(i)) square += static_cast<double>(v) * static_cast<double>(v);
-        problem.weights.push_back(static_cast<float>(1.0 / std::max(square / to.cols, 1e-12)));
+        weights.push_back(static_cast<float>(1.0 / std::max(square / to.cols, 1e-12)));
       }
     }
-    const double mean = Sum(problem.weights) / static_cast<double>(problem.weights.size());
-    for (float& w : problem.weights) w = static_cast<float>(static_cast<double>(w) / mean);
-    return problem;
+    const double mean = Sum(weights) / static_cast<double>(weights.size());
+    for (float& w : weights) w = static_cast<float>(static_cast<double>(w) / mean);
+    return weights;
+  }
+
+  // Row numbers run through all batches.
+  absl::Status ReadRows(int layer, const FoldedLayer& folded, std::span<const float> weights, std::span<const int> rows,
+                        FitRows& out) {
+    const int count = static_cast<int>(rows.size());
+    TokenBatch tokens{std::vector<int32_t>(rows.size()), {count}};
+    FloatMatrix x(count, spec_.hidden_size);
+    out.targets.Resize(count, spec_.hidden_size);
+    out.weights.resize(rows.size());
+    ops_.ForEach(count, [&](int i) {
+      const int row = rows[static_cast<size_t>(i)];
+      const size_t b = static_cast<size_t>(std::ranges::upper_bound(first_row_, row) - first_row_.begin()) - 1;
+      const int at = row - first_row_[b];
+      tokens.ids[static_cast<size_t>(i)] = batches_[b].ids[static_cast<size_t>(at)];
+      const std::span<const float> to = teacher_[b].row(at), from = student_[b].row(at);
+      std::ranges::copy(from, x.row(i).begin());
+      std::ranges::transform(to, from, out.targets.row(i).begin(), std::minus());
+      out.weights[static_cast<size_t>(i)] = weights[static_cast<size_t>(row)];
+    });
+    SCION_ASSIGN_OR_RETURN(out.inputs, Inputs(layer, tokens, x, folded));
+    return absl::OkStatus();
   }
 
   absl::Status Fit(int layer, FoldedLayer& folded) {
-    SCION_ASSIGN_OR_RETURN(const FitProblem problem, MakeProblem(layer, folded));
-    SCION_RETURN_IF_ERROR(SolveDown(problem, kRidge, folded.ffn, ops_));
+    const std::vector<float> weights = RowWeights();
+    const FitProblem problem{static_cast<int>(weights.size()), [&](std::span<const int> rows, FitRows& out) {
+                               return ReadRows(layer, folded, weights, rows, out);
+                             }};
+    const FitProblem some = Thinned(problem);
+    SCION_RETURN_IF_ERROR(SolveDown(some, kRidge, folded.ffn, ops_));
     RefineOptions refine;
     refine.batch_rows = kFitRows;
-    refine.steps = int64_t{options_.epochs} * problem.inputs.rows / refine.batch_rows;
+    refine.steps = int64_t{options_.epochs} * problem.num_rows / refine.batch_rows;
     refine.seed = static_cast<uint64_t>(layer) + 1;
     refine.metric = &metric_;
+    refine.learning_rate = options_.width == 1 ? kRateOfMeans : kRate;
     Progress progress(options_.log, absl::StrCat("fitting layer ", layer),
                       static_cast<uint64_t>(refine.steps * refine.batch_rows), Progress::Unit::kTokens);
     SCION_RETURN_IF_ERROR(RefineFfn(problem, refine, folded.ffn, ops_, progress));
-    return SolveDown(problem, kRidge, folded.ffn, ops_);
+    return SolveDown(some, kRidge, folded.ffn, ops_);
   }
 
   absl::Status AddFolded(int layer, const FoldedLayer& folded) {
@@ -301,6 +347,7 @@ class Folder {
   MatrixOps& ops_;
   LayerwiseForward forward_;
   std::vector<TokenBatch> batches_;
+  std::vector<int> first_row_;  // of each batch
   FloatMatrix metric_;
   std::vector<FloatMatrix> teacher_, student_;  // residual streams of each batch; student_ empty while it is teacher_
 };
@@ -313,7 +360,7 @@ absl::StatusOr<std::map<int, FoldedLayer>> FoldLayers(const Checkpoint& checkpoi
 }
 
 int64_t MaxCalibrationTokens(const ModelSpec& spec) {
-  constexpr int64_t kStreams = 4;  // teacher, student, inputs, targets
+  constexpr int64_t kStreams = 2;  // teacher, student
   return std::min(kMaxTokens, kMaxFitBytes / (kStreams * 4 * spec.hidden_size));
 }
 

@@ -19,7 +19,7 @@ struct FoldOptions {
   int width = 1;
   bool weighted = false;             // experts count by the tokens that visit them
   bool fit = false;                  // to the calibration windows
-  int epochs = 6;                    // passes over the calibration text in which a layer is refined
+  int epochs = 1;                    // passes over the calibration text in which a layer is refined
   std::vector<TokenWindow> windows;  // calibration; empty without
   std::FILE* log = nullptr;
 };

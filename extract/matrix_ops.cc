@@ -21,21 +21,21 @@ absl::Status MatrixOps::Reserve(AlignedBuffer& buffer, size_t bytes) {
   return absl::OkStatus();
 }
 
-absl::Status MatrixOps::MultiplyTransposed(const FloatMatrix& a, const FloatMatrix& b, FloatMatrix& out) {
+absl::Status MatrixOps::MultiplyTransposed(const FloatMatrix& a, const FloatMatrix& b, FloatMatrix& out,
+                                           kernels::WeightType type) {
   out.rows = a.rows;
   out.cols = b.rows;
   out.data.resize(static_cast<size_t>(a.rows) * static_cast<size_t>(b.rows));
   const int depth = a.cols, num_panels = kernels::NumPanels(b.rows);
-  constexpr auto kType = kernels::WeightType::kF32;
-  const kernels::ActivationForm form = k_.activation_form(kType);
-  const size_t panel_bytes = kernels::PackedPanelBytes(kType, depth);
+  const kernels::ActivationForm form = k_.activation_form(type);
+  const size_t panel_bytes = kernels::PackedPanelBytes(type, depth);
   const size_t row_bytes = k_.activation_row_bytes(form, depth);
-  SCION_RETURN_IF_ERROR(Reserve(panels_, kernels::PackedBytes(kType, b.rows, depth)));
+  SCION_RETURN_IF_ERROR(Reserve(panels_, kernels::PackedBytes(type, b.rows, depth)));
   SCION_RETURN_IF_ERROR(Reserve(activations_, static_cast<size_t>(a.rows) * row_bytes));
   pool_.ParallelFor(num_panels, [&](int panel, int) {
     const int first = panel * kernels::kPanelWidth;
     kernels::PackPanel(DType::kF32, std::as_bytes(b.row(first)).data(), std::min(kernels::kPanelWidth, b.rows - first),
-                       depth, kType, panels_.data() + static_cast<size_t>(panel) * panel_bytes);
+                       depth, type, panels_.data() + static_cast<size_t>(panel) * panel_bytes);
   });
   const int row_tasks = Tasks(a.rows, kRowsPerTask);
   pool_.ParallelFor(row_tasks, [&](int task, int) {
@@ -45,7 +45,7 @@ absl::Status MatrixOps::MultiplyTransposed(const FloatMatrix& a, const FloatMatr
                            activations_.data() + static_cast<size_t>(begin) * row_bytes);
   });
   const kernels::PackedMatrix packed{
-      .data = panels_.data(), .out_features = b.rows, .in_features = depth, .type = kType};
+      .data = panels_.data(), .out_features = b.rows, .in_features = depth, .type = type};
   const int panel_tasks = Tasks(num_panels, kPanelsPerTask);
   pool_.ParallelFor(row_tasks * panel_tasks, [&](int task, int) {
     const int begin = task % row_tasks * kRowsPerTask, panel = task / row_tasks * kPanelsPerTask;

@@ -22,8 +22,10 @@ class MatrixOps {
   const kernels::KernelTable& kernels() const { return k_; }
   ThreadPool& pool() { return pool_; }
 
-  // a b^T: a [m, k], b [n, k], out [m, n], which is made as large as that. ResourceExhausted: no memory.
-  absl::Status MultiplyTransposed(const FloatMatrix& a, const FloatMatrix& b, FloatMatrix& out);
+  // a b^T: a [m, k], b [n, k], out [m, n], which is made as large as that. type: kF32, or kBF16, to which b is rounded
+  // then, and a too on tiers that multiply such numbers, several times faster. ResourceExhausted: no memory.
+  absl::Status MultiplyTransposed(const FloatMatrix& a, const FloatMatrix& b, FloatMatrix& out,
+                                  kernels::WeightType type = kernels::WeightType::kF32);
   // out [cols, rows], which is made as large as that.
   void Transpose(const FloatMatrix& a, FloatMatrix& out);
   // fn(i) for every i in [0, count), several to a task; fn must be the sole writer of what it writes.

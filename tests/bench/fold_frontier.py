@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""What folding the demo's domains costs and loses: perplexity against the slice's, FLOPs, bytes, seconds.
+"""What folding the demo's domains costs and loses: perplexity against the slice's, FLOPs, bytes, CPU seconds.
 
-usage: fold_frontier.py --texts DIR --out run.json [--svg FILE.svg] [--domain cpp ...]    texts by fold_texts.py
+usage: fold_frontier.py --texts DIR --out run.json [--svg FILE.svg] [--folds DIR] [--domain cpp ...]
+DIR of the texts: by fold_texts.py
 
 Every fold is written by `moe-extract densify` and measured by it, with the engine, on deploy/demo/eval/DOMAIN.jsonl:
 texts from other packages than DIR/DOMAIN.txt, to which lsq is fitted, and without a run of 50 tokens in common (checked
@@ -22,11 +23,17 @@ DOMAINS = ("zh", "en", "cpp", "python")
 SERIES = {
     "average": ["--method", "average", "--route-channels", "off"],
     "weighted": ["--method", "weighted", "--route-channels", "off"],
-    "lsq, no channels": ["--method", "lsq", "--route-channels", "off"],
     "lsq": ["--method", "lsq"],
 }
 WIDTHS = (1, 2, 4)
-COLOURS = {"average": "#999", "weighted": "#d95f02", "lsq, no channels": "#7570b3", "lsq": "#1b9e77"}
+COLOURS = {"average": "#8c959f", "weighted": "#d95f02", "lsq": "#1b9e77"}
+STYLE = """<style>
+  text { fill: #1f2328 } .back { fill: #fff } .grid { stroke: #d8dee4 }
+  .slice { stroke: #8c959f; stroke-dasharray: 4 3 }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #e6edf3 } .back { fill: #0d1117 } .grid { stroke: #30363d } .slice { stroke: #6e7681 }
+  }
+</style>"""
 
 
 def check_texts(folder):
@@ -39,8 +46,8 @@ def check_texts(folder):
         forbidden, _ = fold_texts.eval_runs(tokenizer, domain)
         text = (folder / f"{domain}.txt").read_text(encoding="utf-8")
         if shared := fold_texts.shared_runs(tokenizer, text, forbidden):
-            raise SystemExit(f"{folder}/{domain}.txt shares {shared} runs of {fold_texts.RUN_TOKENS} tokens with the text "
-                             f"that {domain} is measured on")
+            raise SystemExit(f"{folder}/{domain}.txt shares {shared} runs of {fold_texts.RUN_TOKENS} tokens with the "
+                             f"text that {domain} is measured on")
 
 
 def flops_per_token(config):
@@ -54,8 +61,8 @@ def flops_per_token(config):
     return 2 * (config["num_hidden_layers"] * attention + ffn + hidden * config["vocab_size"])
 
 
-def fold(program, texts, domain, series, width, folder):
-    arguments = [program, "densify", DEMO, "--domain", domain, "-o", folder / "fold", "--width", width, "--json",
+def fold(program, texts, domain, series, width, out):
+    arguments = [program, "densify", DEMO, "--domain", domain, "-o", out, "--width", width, "--json",
                  "--eval", DEMO / "eval" / f"{domain}.jsonl", *SERIES[series]]
     if series != "average":
         arguments += ["--calibration", texts / f"{domain}.txt"]
@@ -64,18 +71,19 @@ def fold(program, texts, domain, series, width, folder):
         raise SystemExit(result.stderr)
     row = json.loads(result.stdout)
     row["series"] = series
-    row["flops_per_token"] = flops_per_token(json.loads((folder / "fold" / "config.json").read_text()))
+    row["flops_per_token"] = flops_per_token(json.loads((out / "config.json").read_text()))
     return row
 
 
 def table(rows, slice_flops):
     lines = ["| domain | method | width | perplexity / slice's | KL, nats | top-1 the same | FLOPs / slice's | MB | "
-             "seconds |", "|---|---|---|---|---|---|---|---|---|"]
+             "CPU seconds |", "|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
         held_out = row["held_out"]
         lines.append(f"| `{row['domain']}` | {row['series']} | {row['width']} | {held_out['perplexity_ratio']:.3f} | "
                      f"{held_out['kl_divergence']:.3f} | {100 * held_out['top1_agreement']:.1f}% | "
-                     f"{row['flops_per_token'] / slice_flops:.2f} | {row['bytes'] / 1e6:.1f} | {row['seconds']:.1f} |")
+                     f"{row['flops_per_token'] / slice_flops:.2f} | {row['bytes'] / 1e6:.1f} | "
+                     f"{row['cpu_seconds']:.0f} |")
     return "\n".join(lines)
 
 
@@ -95,13 +103,15 @@ def svg(rows, slice_flops):
     domains = list(dict.fromkeys(row["domain"] for row in rows))
     width = margin + panel * len(domains)
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + 22}" font-family="sans-serif" '
-           'font-size="11">', f'<rect width="{width}" height="{height + 22}" fill="#fff"/>']
+           'font-size="11">', STYLE,
+           f'<rect class="back" width="{width}" height="{height + 22}"/>']
     ticks = [value for value in (1, 1.15, 1.3, 1.5, 2, 3, 4) if value <= most]
     for index, domain in enumerate(domains):
         out.append(f'<g transform="translate({margin + panel * index},0)">')
         out.append(f'<text x="{panel / 2}" y="18" text-anchor="middle" font-size="13">{domain}</text>')
         for tick in ticks:
-            out.append(f'<path d="M0 {y_of(tick):.1f}H{panel - 16}" stroke="#ddd"/>')
+            kind = "slice" if tick == 1 else "grid"
+            out.append(f'<path d="M0 {y_of(tick):.1f}H{panel - 16}" class="{kind}"/>')
             if index == 0:
                 out.append(f'<text x="-6" y="{y_of(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
         for tick in (1, 1.5, 2):
@@ -127,19 +137,21 @@ def main():
     parser.add_argument("--texts", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="results; what it holds is not run again")
     parser.add_argument("--svg", type=pathlib.Path)
+    parser.add_argument("--folds", type=pathlib.Path, help="an empty folder in which the folds stay")
     parser.add_argument("--domain", action="append", choices=DOMAINS)
     parser.add_argument("--moe-extract", default=str(ROOT / "build/release/bin/moe-extract"))
     arguments = parser.parse_args()
     check_texts(arguments.texts)
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
     done = {(row["domain"], row["series"], row["width"]) for row in rows}
-    for domain in arguments.domain or DOMAINS:
-        for series in SERIES:
-            for width in WIDTHS:
+    for width in WIDTHS:
+        for domain in arguments.domain or DOMAINS:
+            for series in SERIES:
                 if (domain, series, width) in done:
                     continue
                 with tempfile.TemporaryDirectory() as folder:
-                    rows.append(fold(arguments.moe_extract, arguments.texts, domain, series, width, pathlib.Path(folder)))
+                    out = (arguments.folds or pathlib.Path(folder)) / f"{domain}-{series}-{width}"
+                    rows.append(fold(arguments.moe_extract, arguments.texts, domain, series, width, out))
                 arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
     order = {(domain, series, width): index for index, (domain, series, width) in enumerate(
         (domain, series, width) for domain in DOMAINS for series in SERIES for width in WIDTHS)}

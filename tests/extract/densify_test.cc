@@ -215,6 +215,10 @@ TEST_F(DensifyTest, AllExpertsKeptWholeGiveTheSliceAgain) {
     EXPECT_EQ(result->is_exact, channels);
     EXPECT_EQ(result->hidden_size, channels ? 104 : 96);
     EXPECT_EQ(result->intermediate_size, 120);
+    // What a norm adds to the mean square is as much of it as in the source, whose mean runs over 96 units.
+    const double eps = nlohmann::json::parse(ReadBytes(model() / "config.json"))["rms_norm_eps"];
+    EXPECT_NEAR(nlohmann::json::parse(ReadBytes(out() / "config.json"))["rms_norm_eps"].get<double>(),
+                channels ? eps * 96 / 104 : eps, 1e-9 * eps);
     const std::vector<float> fold = LogitsOf(out(), "default", options.tier);
     const std::vector<float> source = LogitsOf(model(), "alpha", options.tier);
     ASSERT_EQ(fold.size(), source.size());
@@ -259,6 +263,7 @@ TEST_F(DensifyTest, FittingBettersAnAverageAndDependsOnNoThreads) {
   WriteSpeakingModel({.hidden_size = 96, .domains = {{"alpha", 2}}});
   DensifyOptions options = Options("alpha");
   options.calibration = kDemo / "eval" / "cpp.jsonl";
+  options.epochs = 6;
   std::map<FoldMethod, double> divergence;
   for (const FoldMethod method : {FoldMethod::kAverage, FoldMethod::kLsq}) {
     fs::remove_all(out());

@@ -10,6 +10,7 @@
 #include "extract/assignment.h"
 #include "extract/compare_logits.h"
 #include "extract/fit_ffn.h"
+#include "extract/fold_layers.h"
 #include "extract/fold_text.h"
 #include "extract/layerwise_forward.h"
 #include "extract/merge_experts.h"
@@ -66,6 +67,20 @@ std::vector<double> Naive(const FfnMatrices& ffn, std::span<const float> x) {
   return out;
 }
 
+FitProblem ProblemOf(const FitRows& all) {
+  return {all.inputs.rows, [&all](std::span<const int> rows, FitRows& out) {
+            out.inputs.Resize(static_cast<int>(rows.size()), all.inputs.cols);
+            out.targets.Resize(static_cast<int>(rows.size()), all.targets.cols);
+            out.weights.clear();
+            for (size_t i = 0; i < rows.size(); ++i) {
+              std::ranges::copy(all.inputs.row(rows[i]), out.inputs.row(static_cast<int>(i)).begin());
+              std::ranges::copy(all.targets.row(rows[i]), out.targets.row(static_cast<int>(i)).begin());
+              out.weights.push_back(all.weights[static_cast<size_t>(rows[i])]);
+            }
+            return absl::OkStatus();
+          }};
+}
+
 class FoldPartsTest : public ::testing::Test {
  protected:
   ThreadPool pool_{2};
@@ -94,13 +109,20 @@ TEST_F(FoldPartsTest, AssignmentIsTheCheapestOfAllPermutations) {
 TEST_F(FoldPartsTest, ProductsAreThoseOfPlainLoops) {
   for (const auto& [rows, depth, cols] : {std::array{1, 1, 1}, {65, 33, 130}, {200, 48, 7}}) {
     const FloatMatrix a = RandomMatrix(rows, depth, random_), b = RandomMatrix(cols, depth, random_);
-    FloatMatrix out;
+    FloatMatrix out, rounded;
     ASSERT_TRUE(ops_.MultiplyTransposed(a, b, out).ok());
+    ASSERT_TRUE(ops_.MultiplyTransposed(a, b, rounded, kernels::WeightType::kBF16).ok());
     for (int i = 0; i < rows; ++i) {
       for (int j = 0; j < cols; ++j) {
-        double sum = 0;
-        for (size_t k = 0; k < static_cast<size_t>(depth); ++k) sum += double{a.row(i)[k]} * double{b.row(j)[k]};
+        double sum = 0, sizes = 0;
+        for (size_t k = 0; k < static_cast<size_t>(depth); ++k) {
+          const double product = double{a.row(i)[k]} * double{b.row(j)[k]};
+          sum += product;
+          sizes += std::abs(product);
+        }
         ASSERT_NEAR(out.row(i)[static_cast<size_t>(j)], sum, 1e-5);
+        // Both factors are off by up to 2^-9 of themselves.
+        ASSERT_NEAR(rounded.row(i)[static_cast<size_t>(j)], sum, sizes / 250 + 1e-5);
       }
     }
   }
@@ -144,28 +166,35 @@ TEST_F(FoldPartsTest, MergingKeepsWhatDiffersApart) {
 
 TEST_F(FoldPartsTest, SolvedDownIsTheOneThatMadeTheTargets) {
   const FfnMatrices teacher = RandomFfn(24, 16, random_);
-  FitProblem problem{RandomMatrix(5000, 16, random_), FloatMatrix(5000, 16), std::vector<float>(5000, 1.0f)};
-  for (float& v : problem.inputs.data) v *= 6;
+  FitRows rows{RandomMatrix(5000, 16, random_), FloatMatrix(5000, 16), std::vector<float>(5000, 1.0f)};
+  for (float& v : rows.inputs.data) v *= 6;
   for (int i = 0; i < 5000; ++i) {
-    const std::vector<double> out = Naive(teacher, problem.inputs.row(i));
-    std::ranges::transform(out, problem.targets.row(i).begin(), [](double v) { return static_cast<float>(v); });
+    const std::vector<double> out = Naive(teacher, rows.inputs.row(i));
+    std::ranges::transform(out, rows.targets.row(i).begin(), [](double v) { return static_cast<float>(v); });
   }
+  const FitProblem problem = ProblemOf(rows);
   FfnMatrices student = teacher;
   std::ranges::fill(student.down.data, 0.0f);
   ASSERT_NEAR(RelativeError(problem, student, ops_).value(), 1.0, 1e-6);
   ASSERT_TRUE(SolveDown(problem, 1e-9, student, ops_).ok());
   for (size_t i = 0; i < teacher.down.data.size(); ++i) EXPECT_NEAR(student.down.data[i], teacher.down.data[i], 1e-3f);
   EXPECT_LT(RelativeError(problem, student, ops_).value(), 1e-6);
+  // A strong ridge keeps what is there, whatever the rows say.
+  const FloatMatrix other = RandomMatrix(16, 24, random_);
+  student.down = other;
+  ASSERT_TRUE(SolveDown(problem, 1e9, student, ops_).ok());
+  for (size_t i = 0; i < other.data.size(); ++i) EXPECT_NEAR(student.down.data[i], other.data[i], 1e-3f);
 }
 
 TEST_F(FoldPartsTest, RefiningBringsGateAndUpBack) {
   const FfnMatrices teacher = RandomFfn(12, 16, random_);
-  FitProblem problem{RandomMatrix(8192, 16, random_), FloatMatrix(8192, 16), std::vector<float>(8192, 1.0f)};
-  for (float& v : problem.inputs.data) v *= 6;
+  FitRows rows{RandomMatrix(8192, 16, random_), FloatMatrix(8192, 16), std::vector<float>(8192, 1.0f)};
+  for (float& v : rows.inputs.data) v *= 6;
   for (int i = 0; i < 8192; ++i) {
-    const std::vector<double> out = Naive(teacher, problem.inputs.row(i));
-    std::ranges::transform(out, problem.targets.row(i).begin(), [](double v) { return static_cast<float>(v); });
+    const std::vector<double> out = Naive(teacher, rows.inputs.row(i));
+    std::ranges::transform(out, rows.targets.row(i).begin(), [](double v) { return static_cast<float>(v); });
   }
+  const FitProblem problem = ProblemOf(rows);
   FfnMatrices student = teacher;
   for (FloatMatrix* m : {&student.gate, &student.up}) {
     const FloatMatrix noise = RandomMatrix(m->rows, m->cols, random_);
@@ -227,6 +256,59 @@ TEST_F(FoldPartsTest, LayerwiseForwardIsTheEnginesForwardPass) {
       begin = end;
     }
   }
+}
+
+// A layer's down projection is the best for what the folded layers below it give: solved once more on exactly that, it
+// can't become better, which it would if it had been fitted to the source's own inputs.
+TEST_F(FoldPartsTest, EachLayerIsFittedToWhatTheFoldBelowItGives) {
+  const TempDir temp;
+  WriteTinyModel(MakeTinyModel({.domains = {{"alpha", 3}}, .dtype = DType::kF32}), temp.path() / "model");
+  const auto checkpoint = Checkpoint::Open(temp.path() / "model").value();
+  const ModelSpec& spec = checkpoint->spec();
+  ASSERT_THAT(spec.SparseLayers(), ElementsAre(1, 2));
+  TokenBatch batch;
+  FoldOptions options;
+  options.fit = true;
+  options.epochs = 0;
+  for (int w = 0; w < 64; ++w) {
+    TokenWindow window(60);
+    std::ranges::generate(window,
+                          [&] { return static_cast<int32_t>(random_() % static_cast<unsigned>(spec.vocab_size)); });
+    batch.ids.insert(batch.ids.end(), window.begin(), window.end());
+    batch.window_end.push_back(static_cast<int>(batch.ids.size()));
+    options.windows.push_back(std::move(window));
+  }
+  const auto folded = FoldLayers(*checkpoint, MakeDenseLayout(spec, 3, 1, false), options, ops_).value();
+
+  LayerwiseForward forward(*checkpoint, 0, ops_);
+  FloatMatrix source = forward.Embed(batch).value(), fold, in, out;
+  for (int layer = 0; layer < 2; ++layer) {
+    ASSERT_TRUE(forward.AddAttention(layer, {&batch, 1}, {&source, 1}).ok());
+    fold = source;
+    ASSERT_TRUE(forward.AddFfn(layer, {&batch, 1}, {&source, 1}).ok());
+  }
+  ASSERT_TRUE(forward.FfnInput(1, fold, in).ok());
+  ASSERT_TRUE(ApplyFfn(folded.at(1).ffn, in, ops_, out).ok());
+  for (size_t i = 0; i < fold.data.size(); ++i) fold.data[i] += out.data[i];
+  for (FloatMatrix* x : {&source, &fold}) ASSERT_TRUE(forward.AddAttention(2, {&batch, 1}, {x, 1}).ok());
+  ASSERT_TRUE(forward.AddFfn(2, {&batch, 1}, {&source, 1}).ok());
+  FitRows rows{{}, FloatMatrix(fold.rows, fold.cols), {}};
+  ASSERT_TRUE(forward.FfnInput(2, fold, rows.inputs).ok());
+  for (int i = 0; i < fold.rows; ++i) {
+    double square = 0;
+    for (size_t k = 0; k < source.row(i).size(); ++k) {
+      rows.targets.row(i)[k] = source.row(i)[k] - fold.row(i)[k];
+      square += double{source.row(i)[k]} * double{source.row(i)[k]};
+    }
+    rows.weights.push_back(static_cast<float>(1 / square));
+  }
+  const FitProblem problem = ProblemOf(rows);
+  FfnMatrices again = folded.at(2).ffn;
+  const double fitted = RelativeError(problem, again, ops_).value();
+  ASSERT_TRUE(SolveDown(problem, 1e-6, again, ops_).ok());
+  const double best = RelativeError(problem, again, ops_).value();
+  EXPECT_GT(best, 0);
+  EXPECT_LT(fitted, 1.01 * best);
 }
 
 TEST(FoldTextTest, DocumentsBecomeWindows) {
