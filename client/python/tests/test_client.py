@@ -63,9 +63,11 @@ def test_the_same_seed_gives_the_same_answer_over_both(over_http: Client, over_g
 
 
 def test_a_stream_is_the_answer_in_pieces(client: BaseClient) -> None:
-    whole = client.generate("The king", domain="en", max_tokens=30, temperature=0, stop="\n\n")
-    with client.stream("The king", domain="en", max_tokens=30, temperature=0, stop=["\n\n"]) as stream:
+    # Long enough for several pieces: the server sends what has come together since its last one.
+    whole = client.generate("The king", domain="en", max_tokens=200, temperature=0)
+    with client.stream("The king", domain="en", max_tokens=200, temperature=0) as stream:
         chunks = list(stream)
+    assert len(whole.tokens) > 100
     assert len(chunks) > 1
     assert "".join(chunk.text for chunk in chunks) == whole.text
     assert [chunk.finish is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
