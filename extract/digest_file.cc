@@ -16,8 +16,8 @@ namespace {
 
 // What is read at once: small enough to stay in a core's cache until it has been written or hashed.
 constexpr uint64_t kPieceBytes = uint64_t{128} << 10;
-// The copy is at most this far ahead of the hashes, so that these find its pages in the processor's last cache.
-constexpr uint64_t kMaxLeadBytes = uint64_t{8} << 20;
+// The copy is at most this far ahead of the hashes: enough for three threads on two cores seldom to wait for each other.
+constexpr uint64_t kMaxLeadBytes = uint64_t{64} << 20;
 constexpr uint64_t kChunkBytes = uint64_t{1} << 20;
 
 std::atomic<bool> cancel_requested{false};
