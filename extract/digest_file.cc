@@ -16,7 +16,7 @@ namespace {
 
 // What is read at once: small enough to stay in a core's cache until it has been written or hashed.
 constexpr uint64_t kPieceBytes = uint64_t{128} << 10;
-// The copy is at most this far ahead of the hashes: enough for three threads on two cores seldom to wait for each other.
+// The copy is at most this far ahead of the hashes: three threads on two cores then seldom wait for each other.
 constexpr uint64_t kMaxLeadBytes = uint64_t{64} << 20;
 constexpr uint64_t kChunkBytes = uint64_t{1} << 20;
 
