@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
         "--text-share",
         type=float,
         default=0.0,
-        help=f"of the loss, by the text's own tokens, in the last {1 - TEXT_FROM:.0%}%% of the run "
+        help=f"of the loss, by the text's own tokens, in the last {100 * (1 - TEXT_FROM):.0f}%% of the run "
         "(default: %(default)s)",
     )
     add_arguments(parser, LEARNING_RATE, needs_text=False)
