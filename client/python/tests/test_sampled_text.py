@@ -43,9 +43,9 @@ def test_each_token_is_drawn_from_what_the_slice_predicts(teacher: SliceModel, t
     assert len({tuple(row) for row in given.tolist()}) == 6
 
 
-def test_a_draw_of_almost_one_is_a_token(teacher: SliceModel) -> None:
-    draws = np.full((2, 8), np.nextafter(np.float32(1), np.float32(0)))
-    assert write_windows(teacher, [END], draws, 1.0).max() < tiny_model.VOCAB
+def test_a_draw_that_rounding_puts_beyond_the_last_token_is_that_token(teacher: SliceModel) -> None:
+    given = write_windows(teacher, [END], np.ones((2, 8), np.float32), 1.0)
+    assert given[:, 1:].unique().tolist() == [tiny_model.VOCAB - 1]
 
 
 def test_a_window_is_a_function_of_seed_stream_and_number(teacher: SliceModel, monkeypatch: pytest.MonkeyPatch) -> None:
