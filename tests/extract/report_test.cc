@@ -120,6 +120,24 @@ TEST_F(ReportTest, SizesAreThoseOfTheFiles) {
   EXPECT_EQ(ToJson(figures)["matrix"], Json());
 }
 
+TEST_F(ReportTest, ExpertsOfSeveralSizesAndRouteWeightsAreCounted) {
+  TinyModelOptions options = WithVocabulary();
+  options.num_experts_per_tok = 2;
+  options.route_weights = true;
+  TinyModel tiny = MakeTinyModel(options);
+  TinyTensor& down = tiny.Tensor("model.layers.2.mlp.domains.alpha.experts.1.down_proj.weight");
+  down.dtype = DType::kF32;
+  down.data.assign(32u * 40 * 4, '\0');
+  WriteModel(tiny);
+  const ReportFigures figures = Write(Options());
+  EXPECT_EQ(figures.experts.at(0).smallest_bytes, 3u * 40 * 32 * 2);
+  EXPECT_EQ(figures.experts.at(0).largest_bytes, 2u * 40 * 32 * 2 + 40 * 32 * 4);
+  EXPECT_EQ(figures.experts.at(1).largest_bytes, 3u * 40 * 32 * 2);
+  // Two layers, each with two rows of 260 int32 and two weights in fp32.
+  for (const ExpertSizes& e : figures.experts) EXPECT_EQ(e.route_bytes, 2u * (2 * kVocab * 4 + 2 * 4));
+  EXPECT_THAT(Page(), HasSubstr("<td class=\"n\">7,680 to 10,240</td>"));
+}
+
 TEST_F(ReportTest, BalanceIsThatOfRoutesMadeByHand) {
   TinyModel tiny = MakeTinyModel(WithVocabulary());
   // alpha has 3 experts: in layer 1 tokens go by turns but for the last two, in layer 2 all go to expert 1.
@@ -301,7 +319,10 @@ TEST_F(ReportTest, PageNeedsNothingElse) {
        {"http:", "https:", "//", "url(", " src=", " href=", "@import", "<script", "<link", "<iframe"}) {
     EXPECT_THAT(Page(), Not(HasSubstr(fetched)));
   }
-  EXPECT_THAT(Page(), HasSubstr("prefers-color-scheme:dark"));
+  for (const char* said : {"color-scheme:light dark", "@media (prefers-color-scheme:dark){:root{--page:",
+                           "content=\"default-src 'none'; style-src 'unsafe-inline'\""}) {
+    EXPECT_THAT(Page(), HasSubstr(said));
+  }
 }
 
 TEST_F(ReportTest, SameModelGivesTheSamePage) {
