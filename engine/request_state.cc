@@ -93,7 +93,9 @@ void RequestState::NotifyCaller() {
 }
 
 Notifier::Notifier(size_t max_requests) {
+  // Both here: the thread may get to run only when steps are under way that are not to allocate.
   posted_.reserve(max_requests);
+  taken_.reserve(max_requests);
   thread_ = std::thread([this] { Loop(); });
 }
 
@@ -116,17 +118,15 @@ void Notifier::Post(std::vector<std::shared_ptr<RequestState>>& states) {
 }
 
 void Notifier::Loop() {
-  std::vector<std::shared_ptr<RequestState>> batch;
-  batch.reserve(posted_.capacity());
   for (;;) {
     {
       std::unique_lock lock(mutex_);
       wake_.wait(lock, [this] { return stopping_ || !posted_.empty(); });
       if (posted_.empty()) return;
-      batch.swap(posted_);
+      taken_.swap(posted_);
     }
-    for (const std::shared_ptr<RequestState>& state : batch) state->NotifyCaller();
-    batch.clear();
+    for (const std::shared_ptr<RequestState>& state : taken_) state->NotifyCaller();
+    taken_.clear();
   }
 }
 

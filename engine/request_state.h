@@ -94,6 +94,7 @@ class Notifier {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::vector<std::shared_ptr<RequestState>> posted_;
+  std::vector<std::shared_ptr<RequestState>> taken_;  // the thread's own
   bool stopping_ = false;
   std::thread thread_;
 };

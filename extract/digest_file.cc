@@ -4,8 +4,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <functional>
+#include <list>
+#include <memory>
+#include <new>
 #include <optional>
+#include <ranges>
 #include <thread>
 
 #include "engine/base/sha256.h"
@@ -14,16 +19,11 @@
 namespace scion {
 namespace {
 
-// What is read at once: small enough to stay in a core's cache until it has been written or hashed.
-constexpr uint64_t kPieceBytes = uint64_t{128} << 10;
-// The copy is at most this far ahead of the hashes: three threads on two cores then seldom wait for each other.
-constexpr uint64_t kMaxLeadBytes = uint64_t{64} << 20;
-constexpr uint64_t kChunkBytes = uint64_t{1} << 20;
+constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
+constexpr uint64_t kSlots = 8;  // pieces in memory at a time
 
 std::atomic<bool> cancel_requested{false};
 static_assert(std::atomic<bool>::is_always_lock_free);  // a signal handler sets it
-
-using Reader = std::function<absl::Status(uint64_t offset, std::span<std::byte> out)>;
 
 // Hashes the data of each tensor as the bytes of the file come by.
 class TensorHasher {
@@ -58,67 +58,95 @@ class TensorHasher {
   std::vector<std::pair<std::string, std::string>> sha256_;
 };
 
-// A position in the file that one thread moves on and others wait for.
-class Position {
+// A count that one thread moves on and others wait for.
+class Count {
  public:
   void Advance(uint64_t to) {
     value_.store(to, std::memory_order_release);
     value_.notify_all();
   }
-  // One that has reached `position`, as soon as there is one.
-  uint64_t WaitFor(uint64_t position) const {
-    uint64_t value = value_.load(std::memory_order_acquire);
-    for (; value < position; value = value_.load(std::memory_order_acquire)) {
+  void WaitFor(uint64_t count) const {
+    for (uint64_t value = value_.load(std::memory_order_acquire); value < count;
+         value = value_.load(std::memory_order_acquire)) {
       value_.wait(value, std::memory_order_acquire);
     }
-    return value;
   }
 
  private:
   std::atomic<uint64_t> value_ = 0;
 };
 
-// Hashes the bytes of a file in a thread of its own, as far as another thread says that they are there.
-class HashingThread {
+// The pieces of a file, in memory one after the other.
+class Pieces {
  public:
-  using Update = std::function<void(uint64_t begin, std::span<const std::byte>)>;
-
-  HashingThread(Reader read, uint64_t size, Update update)
-      : read_(std::move(read)), size_(size), update_(std::move(update)), thread_([this] { Run(); }) {}
-  // Ends early unless all bytes were announced.
-  ~HashingThread() {
-    stop_ = true;
-    there_.Advance(size_);
+  explicit Pieces(uint64_t size)
+      : size_(size), slots_(static_cast<std::byte*>(std::aligned_alloc(kDirectAlignment, Slots() * kPieceBytes))) {
+    if (slots_ == nullptr) throw std::bad_alloc();
   }
 
-  void Announce(uint64_t end) { there_.Advance(end); }
-  void WaitFor(uint64_t end) const { done_.WaitFor(end); }
-  // Once WaitFor(size) has returned.
-  const absl::Status& status() const { return status_; }
+  uint64_t count() const { return (size_ + kPieceBytes - 1) / kPieceBytes; }
+  // Of piece `i`; piece i + kSlots has the same place.
+  std::span<std::byte> Place(uint64_t i) {
+    return {slots_.get() + i % kSlots * kPieceBytes, std::min(kPieceBytes, size_ - i * kPieceBytes)};
+  }
 
  private:
-  void Run() {
-    std::vector<std::byte> buffer(kPieceBytes);
-    for (uint64_t begin = 0; begin < size_;) {
-      const uint64_t end = std::min(there_.WaitFor(begin + 1), size_);
-      while (begin < end) {
-        const std::span<std::byte> piece = std::span(buffer).first(std::min(kPieceBytes, end - begin));
-        if (status_.ok() && !stop_) status_ = read_(begin, piece);
-        if (status_.ok() && !stop_) update_(begin, piece);
-        begin += piece.size();
-      }
-      done_.Advance(end);
-    }
-  }
+  uint64_t Slots() const { return std::clamp<uint64_t>(count(), 1, kSlots); }
+  struct Free {
+    void operator()(std::byte* p) const { std::free(p); }
+  };
 
-  Reader read_;
   uint64_t size_;
-  Update update_;
-  std::atomic<bool> stop_ = false;
-  Position there_, done_;
-  absl::Status status_;
-  std::jthread thread_;  // last: it uses the others
+  std::unique_ptr<std::byte, Free> slots_;
 };
+
+// What is done with every piece, in order, once it has been read.
+struct Consumer {
+  std::function<absl::Status(uint64_t begin, std::span<const std::byte> piece)> use;
+  Count done = {};
+  absl::Status status = {};
+};
+
+// Reads the file while each consumer works in a thread of its own, the first in the caller's. After an error, of the
+// reading or a consumer, which is returned, nothing more is done.
+absl::Status ReadPieces(const ReadOnlyFile& file, std::list<Consumer>& consumers) {
+  Pieces pieces(file.size());
+  Count read;
+  std::atomic<bool> stop = false;
+  // All stages count through to the end, so that none waits for one that has stopped.
+  const auto run = [&](Count& done, absl::Status& status, const auto& wait, const auto& work) {
+    for (uint64_t i = 0; i < pieces.count(); ++i) {
+      wait(i);
+      if (!stop) status = work(i);
+      if (!status.ok()) stop = true;
+      done.Advance(i + 1);
+    }
+  };
+  const auto consume = [&](Consumer& consumer) {
+    run(
+        consumer.done, consumer.status, [&](uint64_t i) { read.WaitFor(i + 1); },
+        [&](uint64_t i) { return consumer.use(i * kPieceBytes, pieces.Place(i)); });
+  };
+  absl::Status status;
+  {
+    const std::jthread reader([&] {
+      run(
+          read, status,
+          [&](uint64_t i) {
+            for (const Consumer& consumer : consumers) consumer.done.WaitFor(i + 1 - std::min(i + 1, kSlots));
+          },
+          [&](uint64_t i) {
+            if (!cancel_requested) return file.Read(i * kPieceBytes, pieces.Place(i));
+            return absl::CancelledError(absl::StrCat("interrupted while reading ", file.path().string()));
+          });
+    });
+    std::vector<std::jthread> others;
+    for (Consumer& consumer : consumers | std::views::drop(1)) others.emplace_back([&] { consume(consumer); });
+    consume(consumers.front());
+  }
+  for (const Consumer& consumer : consumers) status.Update(consumer.status);
+  return status;
+}
 
 }  // namespace
 
@@ -132,40 +160,23 @@ absl::StatusOr<FileDigest> DigestFile(const ReadOnlyFile& file, std::span<const 
   ::posix_fadvise(file.fd(), 0, 0, POSIX_FADV_SEQUENTIAL);
   Sha256 whole;
   TensorHasher tensor_hasher(tensors);
-  // What was written is what is hashed.
-  const Reader read = [&](uint64_t offset, std::span<std::byte> out) {
-    return copy == nullptr ? file.Read(offset, out) : copy->Read(offset, out);
-  };
-  HashingThread by_whole(read, file.size(), [&](uint64_t, std::span<const std::byte> bytes) { whole.Update(bytes); });
-  std::optional<HashingThread> by_tensors;
+  // What is written is what is hashed: the same memory.
+  std::list<Consumer> consumers;
+  consumers.emplace_back([&](uint64_t, std::span<const std::byte> piece) {
+    progress.Advance(piece.size());
+    return copy == nullptr ? absl::OkStatus() : copy->Append(piece);
+  });
+  consumers.emplace_back([&](uint64_t, std::span<const std::byte> piece) {
+    whole.Update(piece);
+    return absl::OkStatus();
+  });
   if (!tensors.empty()) {
-    by_tensors.emplace(read, file.size(),
-                       [&](uint64_t begin, std::span<const std::byte> bytes) { tensor_hasher.Update(begin, bytes); });
+    consumers.emplace_back([&](uint64_t begin, std::span<const std::byte> piece) {
+      tensor_hasher.Update(begin, piece);
+      return absl::OkStatus();
+    });
   }
-  const auto hashed = [&](uint64_t end) {
-    by_whole.WaitFor(end);
-    if (by_tensors.has_value()) by_tensors->WaitFor(end);
-  };
-
-  std::vector<std::byte> buffer(kPieceBytes);
-  for (uint64_t begin = 0; begin < file.size();) {
-    if (cancel_requested) return absl::CancelledError(absl::StrCat("interrupted while reading ", file.path().string()));
-    const uint64_t end = std::min(begin + kChunkBytes, file.size());
-    for (uint64_t at = begin; copy != nullptr && at < end;) {
-      const std::span<std::byte> piece = std::span(buffer).first(std::min(kPieceBytes, end - at));
-      SCION_RETURN_IF_ERROR(file.Read(at, piece));
-      SCION_RETURN_IF_ERROR(copy->Append(piece));
-      at += piece.size();
-    }
-    by_whole.Announce(end);
-    if (by_tensors.has_value()) by_tensors->Announce(end);
-    hashed(end - std::min(end, kMaxLeadBytes));
-    progress.Advance(end - begin);
-    begin = end;
-  }
-  hashed(file.size());
-  SCION_RETURN_IF_ERROR(by_whole.status());
-  if (by_tensors.has_value()) SCION_RETURN_IF_ERROR(by_tensors->status());
+  SCION_RETURN_IF_ERROR(ReadPieces(file, consumers));
   return FileDigest{.bytes = file.size(), .sha256 = whole.FinishHex(), .tensor_sha256 = tensor_hasher.Finish()};
 }
 

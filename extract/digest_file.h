@@ -1,5 +1,5 @@
-// Reads a file once, front to back: hashes all of it and each tensor's data, and writes a copy on the way if asked. Two
-// threads hash while the caller's reads and writes, so that a copy costs little more time than one without hashes.
+// Reads a file once, front to back: hashes all of it and each tensor's data, and writes a copy on the way if asked. One
+// thread reads, others hash, the caller's writes, so that a copy takes little longer than one without hashes.
 #pragma once
 
 #include <cstdint>

@@ -3,7 +3,11 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
 #include <utility>
 
 #include "engine/base/file.h"
@@ -12,52 +16,98 @@
 namespace scion {
 namespace {
 
-constexpr uint64_t kFlushBytes = uint64_t{8} << 20;
+constexpr size_t kBufferBytes = size_t{1} << 20;
 
 }  // namespace
 
 absl::StatusOr<NewFile> NewFile::Create(const std::filesystem::path& path) {
-  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd < 0) return ErrnoStatus(errno, "create", path);
   return NewFile(fd, path);
 }
+
+void NewFile::Free::operator()(std::byte* p) const { std::free(p); }
 
 NewFile::NewFile(int fd, std::filesystem::path path) : fd_(fd), path_(std::move(path)) {}
 
 NewFile::NewFile(NewFile&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)),
       path_(std::move(other.path_)),
-      written_(other.written_),
-      flushing_(other.flushing_) {}
+      buffer_(std::move(other.buffer_)),
+      buffered_(other.buffered_),
+      direct_(other.direct_),
+      can_direct_(other.can_direct_) {}
 
 NewFile::~NewFile() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-absl::Status NewFile::Append(std::span<const std::byte> bytes) {
+absl::Status NewFile::Write(std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
     if (n < 0) {
       if (errno == EINTR) continue;
+      if (errno == EINVAL && direct_) {  // one of another alignment, or of none
+        can_direct_ = false;
+        SCION_RETURN_IF_ERROR(SetDirect(false));
+        continue;
+      }
       return ErrnoStatus(errno, "write", path_);
     }
     bytes = bytes.subspan(static_cast<size_t>(n));
-    written_ += static_cast<uint64_t>(n);
-  }
-  if (written_ - flushing_ >= kFlushBytes) {
-    // Only a hint: what fails shows in Finish.
-    ::sync_file_range(fd_, static_cast<off_t>(flushing_), static_cast<off_t>(written_ - flushing_),
-                      SYNC_FILE_RANGE_WRITE);
-    flushing_ = written_;
+    // The rest of a write that was cut short need not be aligned.
+    if (direct_ && !bytes.empty() && static_cast<size_t>(n) % kDirectAlignment != 0) {
+      can_direct_ = false;
+      SCION_RETURN_IF_ERROR(SetDirect(false));
+    }
   }
   return absl::OkStatus();
 }
 
-absl::Status NewFile::Read(uint64_t offset, std::span<std::byte> out) const {
-  return ReadAt(fd_, path_, offset + out.size(), offset, out);
+absl::Status NewFile::SetDirect(bool direct) {
+  if (direct == direct_) return absl::OkStatus();
+  const int flags = ::fcntl(fd_, F_GETFL);
+  if (flags < 0 || ::fcntl(fd_, F_SETFL, direct ? flags | O_DIRECT : flags & ~O_DIRECT) != 0) {
+    if (!direct) return ErrnoStatus(errno, "set flags of", path_);
+    can_direct_ = false;  // such a file system
+    return absl::OkStatus();
+  }
+  direct_ = direct;
+  return absl::OkStatus();
+}
+
+absl::Status NewFile::WriteDirect(std::span<const std::byte> bytes) {
+  SCION_RETURN_IF_ERROR(SetDirect(can_direct_));
+  return Write(bytes);
+}
+
+absl::Status NewFile::Append(std::span<const std::byte> bytes) {
+  if (buffered_ == 0 && bytes.size() >= kBufferBytes &&
+      reinterpret_cast<uintptr_t>(bytes.data()) % kDirectAlignment == 0) {
+    const size_t whole = bytes.size() - bytes.size() % kBufferBytes;
+    SCION_RETURN_IF_ERROR(WriteDirect(bytes.first(whole)));
+    bytes = bytes.subspan(whole);
+  }
+  while (!bytes.empty()) {
+    if (buffer_ == nullptr) {
+      buffer_.reset(static_cast<std::byte*>(std::aligned_alloc(kDirectAlignment, kBufferBytes)));
+      if (buffer_ == nullptr) throw std::bad_alloc();
+    }
+    const size_t n = std::min(bytes.size(), kBufferBytes - buffered_);
+    std::ranges::copy(bytes.first(n), buffer_.get() + buffered_);
+    buffered_ += n;
+    bytes = bytes.subspan(n);
+    if (buffered_ < kBufferBytes) break;
+    buffered_ = 0;
+    SCION_RETURN_IF_ERROR(WriteDirect({buffer_.get(), kBufferBytes}));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status NewFile::Finish() {
+  SCION_RETURN_IF_ERROR(SetDirect(false));  // the end is of any length
+  SCION_RETURN_IF_ERROR(Write(std::span<const std::byte>(buffer_.get(), buffered_)));
+  buffered_ = 0;
   if (::fsync(fd_) != 0) return ErrnoStatus(errno, "fsync", path_);
   if (::close(std::exchange(fd_, -1)) != 0) return ErrnoStatus(errno, "close", path_);
   return absl::OkStatus();

@@ -1,9 +1,12 @@
-// A file that did not exist before, written from front to back.
+// A file that did not exist before, written from front to back. Large ones go to the disk past the page cache where the
+// file system can (O_DIRECT): a copy of a model then takes no memory from those that are being served, and no processor
+// time to write pages back.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string_view>
 
@@ -11,6 +14,9 @@
 #include "absl/status/statusor.h"
 
 namespace scion {
+
+// Bytes that begin here in memory need not be copied before they are written.
+inline constexpr size_t kDirectAlignment = 4096;
 
 class NewFile {
  public:
@@ -20,20 +26,29 @@ class NewFile {
   NewFile& operator=(NewFile&& other) = delete;
   ~NewFile();  // closes; an unfinished file stays where it is, for its directory to be removed
 
-  // Large files are on their way to the disk while they are written, so that Finish waits for the end only.
+  // What does not fill a buffer of 1 MiB waits for the next call, or Finish.
   absl::Status Append(std::span<const std::byte> bytes);
-  // Fills `out` with what was written at `offset`, while another thread may append. Before Finish.
-  absl::Status Read(uint64_t offset, std::span<std::byte> out) const;
   // Down to the disk, and closed.
   absl::Status Finish();
 
  private:
   NewFile(int fd, std::filesystem::path path);
 
+  // All of them, whole buffers or multiples of kDirectAlignment at kDirectAlignment, past the page cache if it can be.
+  absl::Status WriteDirect(std::span<const std::byte> bytes);
+  absl::Status Write(std::span<const std::byte> bytes);
+  absl::Status SetDirect(bool direct);
+
+  struct Free {
+    void operator()(std::byte* p) const;
+  };
+
   int fd_;
   std::filesystem::path path_;
-  uint64_t written_ = 0;
-  uint64_t flushing_ = 0;  // of these, on their way to the disk
+  std::unique_ptr<std::byte, Free> buffer_;  // 1 MiB, once it is needed
+  size_t buffered_ = 0;
+  bool direct_ = false;     // the descriptor's O_DIRECT
+  bool can_direct_ = true;  // until the file system refuses
 };
 
 absl::Status WriteNewFile(const std::filesystem::path& path, std::string_view text);

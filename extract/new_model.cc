@@ -37,6 +37,16 @@ absl::Status CheckDigest(const Checkpoint& source, const std::string& path, cons
                                           " is not what the model's lock says (sha256 differs): nothing was written"));
 }
 
+namespace {
+
+uint64_t BytesOf(std::span<const TensorInfo> tensors) {
+  uint64_t bytes = 0;
+  for (const TensorInfo& tensor : tensors) bytes += tensor.bytes;
+  return bytes;
+}
+
+}  // namespace
+
 absl::StatusOr<NewModel> NewModel::Create(const Checkpoint& source, const fs::path& out) {
   std::vector<std::string> companions;
   if (!source.is_gguf()) {
@@ -88,16 +98,10 @@ absl::StatusOr<NewFile> NewModel::CreateDataFile(const std::string& relative_pat
   return NewFile::Create(path);
 }
 
-absl::StatusOr<LinkKind> NewModel::LinkDataFile(const CheckpointFile& file, std::span<const TensorInfo> tensors) {
-  const LockFile* lock = source_->lock();
-  if (lock == nullptr) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(source_->directory().string(),
-                     " has no lock to take the hashes of linked files from; `moe-extract ", "lock` makes one"));
-  }
-  const LockFile::File& locked = lock->files.at(file.path);
+absl::StatusOr<FileDigest> NewModel::LockedDigest(const CheckpointFile& file,
+                                                  std::span<const TensorInfo> tensors) const {
+  const LockFile::File& locked = source_->lock()->files.at(file.path);
   FileDigest digest{.bytes = locked.size, .sha256 = locked.sha256, .tensor_sha256 = {}};
-  uint64_t bytes = 0;
   for (const TensorInfo& tensor : tensors) {
     const auto hash = locked.tensors.find(tensor.name);
     if (hash == locked.tensors.end()) {
@@ -105,21 +109,36 @@ absl::StatusOr<LinkKind> NewModel::LinkDataFile(const CheckpointFile& file, std:
           absl::StrCat(file.path, ": tensor ", Quoted(tensor.name), " is not in the model's lock"));
     }
     digest.tensor_sha256.emplace_back(*hash);
-    bytes += tensor.bytes;
   }
+  return digest;
+}
+
+absl::StatusOr<LinkKind> NewModel::LinkDataFile(const CheckpointFile& file, std::span<const TensorInfo> tensors) {
+  if (source_->lock() == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(source_->directory().string(),
+                     " has no lock to take the hashes of linked files from; `moe-extract ", "lock` makes one"));
+  }
+  SCION_ASSIGN_OR_RETURN(const FileDigest digest, LockedDigest(file, tensors));
   SCION_ASSIGN_OR_RETURN(const fs::path path, Place(file.path));
   SCION_ASSIGN_OR_RETURN(const LinkKind kind, LinkFile(file.file, path));
-  AddDataFile(file, digest, bytes);
+  AddDataFile(file, digest, BytesOf(tensors));
   return kind;
 }
 
 absl::Status NewModel::CopyDataFile(const CheckpointFile& file, std::span<const TensorInfo> tensors,
                                     Progress& progress) {
   SCION_ASSIGN_OR_RETURN(NewFile copy, CreateDataFile(file.path));
-  SCION_ASSIGN_OR_RETURN(const FileDigest digest, Copy(file.path, file.file, tensors, copy, progress));
-  uint64_t bytes = 0;
-  for (const TensorInfo& tensor : tensors) bytes += tensor.bytes;
-  AddDataFile(file, digest, bytes);
+  if (source_->lock() == nullptr) {
+    SCION_ASSIGN_OR_RETURN(const FileDigest digest, Copy(file.path, file.file, tensors, copy, progress));
+    AddDataFile(file, digest, BytesOf(tensors));
+    return absl::OkStatus();
+  }
+  // The written bytes have the hash that the lock has for the file: so they have the lock's tensors too, and hashing
+  // each of those as well would double the work.
+  SCION_ASSIGN_OR_RETURN(const FileDigest digest, LockedDigest(file, tensors));
+  SCION_RETURN_IF_ERROR(Copy(file.path, file.file, {}, copy, progress).status());
+  AddDataFile(file, digest, BytesOf(tensors));
   return absl::OkStatus();
 }
 

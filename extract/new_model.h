@@ -33,7 +33,8 @@ class NewModel {
   // StagedDirectory::Create.
   static absl::StatusOr<NewModel> Create(const Checkpoint& source, const std::filesystem::path& out);
 
-  // A data file of the source, whole. DataLoss if it is not what the source's lock says.
+  // A data file of the source, whole; the hash of what is written is taken on the way. DataLoss if it is not what the
+  // source's lock says. Tensors' hashes are the lock's then, or taken on the way too if there is no lock.
   absl::Status CopyDataFile(const CheckpointFile& file, std::span<const TensorInfo> tensors, Progress& progress);
   // Likewise, but linked, with the hashes that the source's lock has. FailedPrecondition if there is no lock, or the
   // file can't be linked to.
@@ -69,6 +70,8 @@ class NewModel {
  private:
   NewModel(const Checkpoint& source, StagedDirectory staged, std::vector<std::string> companions);
 
+  // What the source's lock, which is there, says of a data file. DataLoss: it lacks a tensor.
+  absl::StatusOr<FileDigest> LockedDigest(const CheckpointFile& file, std::span<const TensorInfo> tensors) const;
   // Where a file is to be; its directory is there.
   absl::StatusOr<std::filesystem::path> Place(const std::string& relative_path) const;
   absl::StatusOr<FileDigest> Copy(const std::string& path, const ReadOnlyFile& file,

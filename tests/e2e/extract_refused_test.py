@@ -4,12 +4,14 @@ is the documented one, and nothing is left behind."""
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 
 from extract_harness import Harness, entries
 
 NOBODY = 65534
+DEMO = pathlib.Path(__file__).resolve().parents[2] / "deploy" / "demo"  # its files are of more than one buffer
 
 
 def test_full_disk(harness, verb, expect_whole):
@@ -38,6 +40,20 @@ def test_full_disk(harness, verb, expect_whole):
     places = min(4, max(1, files - 1))
     harness.expect(len(failed_at) >= places, f"the disk was full in too few places: {failed_at}")
     print(f"{verb[0]}: disk full at:", sorted(failed_at))
+
+
+def test_disk_full_within_a_large_file(harness):
+    """Files of more than one buffer: the write that fails is one in the middle."""
+    place = harness.work / "four_megabytes"
+    place.mkdir()
+    for size, code, texts in [("4m", 1, ["trunk.safetensors", "No space left on device"]), ("20m", 0, [])]:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "scion", place], check=True)
+        try:
+            result = harness.run("slice", DEMO, "--domain", "cpp", "-o", place / "out")
+            harness.expect_code(result, code, *texts)
+            harness.expect(entries(place) == (["out"] if code == 0 else []), f"left: {entries(place)}")
+        finally:
+            subprocess.run(["umount", place], check=True)
 
 
 def test_full_disk_for_the_certificate(harness):
@@ -85,6 +101,31 @@ def test_every_failing_call(harness, verb, expect_whole):
                 harness.expect(entries(place) == [], f"{when}: {entries(place)}")
         harness.expect(n > 1 or (call == "mkdir" and out.is_file()), f"no {call} was hit")
         print(f"{verb[0]} failed at each of {n - 1} {call} with {error}")
+
+
+def test_file_system_without_direct_writes(harness):
+    """O_DIRECT is refused when it is asked for, or with the first write: the files are the same, written as others."""
+    out = harness.work / "undirected"
+    flags = re.compile(r"F_SETFL, [^)]*O_DIRECT")
+    for call, injection, direct in [("write", None, 2), ("fcntl", "fcntl:error=EINVAL:when={}", 1),
+                                    ("write", "write:error=EINVAL:when={}", 1)]:
+        trace = harness.work / "trace"
+        prefix = ["strace", "-qq", "-o", trace, "-e", "trace=fcntl,write"]
+        if injection is not None:
+            # From the first call on that concerns a direct write, as the undisturbed run had them.
+            prefix += ["-e", "inject=" + injection.format(first[call])]
+        harness.expect_code(harness.run("slice", DEMO, "--domain", "cpp", "-o", out, prefix=prefix), 0)
+        calls = trace.read_text().splitlines()
+        harness.expect(sum(1 for line in calls if flags.search(line)) >= direct, f"O_DIRECT was not asked for: {calls}")
+        if injection is None:
+            at = next(i for i, line in enumerate(calls) if flags.search(line))
+            first = {call: 1 + sum(1 for line in calls[:at] if line.startswith(f"{call}(")) for call in ("fcntl", "write")}
+        else:
+            harness.expect(any("(INJECTED)" in line for line in calls), f"nothing was injected: {calls}")
+        for path in ("trunk.safetensors", "domains/cpp.safetensors"):
+            harness.expect((out / path).read_bytes() == (DEMO / path).read_bytes(), f"{injection}: {path} differs")
+        harness.expect_whole(out, injection)
+        shutil.rmtree(out)
 
 
 def test_results_that_cannot_be_written(harness):
@@ -419,7 +460,9 @@ def main():
     for verb, expect_whole in harness.makers():
         test_full_disk(harness, verb, expect_whole)
         test_every_failing_call(harness, verb, expect_whole)
+    test_disk_full_within_a_large_file(harness)
     test_full_disk_for_the_certificate(harness)
+    test_file_system_without_direct_writes(harness)
     test_results_that_cannot_be_written(harness)
     test_no_permission(harness)
     test_read_only_filesystem(harness)

@@ -7,6 +7,8 @@ import struct
 import subprocess
 
 import grpc
+import httpx
+import openai
 import pytest
 
 from moe_serve import ROOT, Server, bin_directory
@@ -60,6 +62,26 @@ def test_the_slice_is_the_parent(cut, gguf):
     certificate = json.loads(extract("verify", cut, "--against", gguf, "--no-certificate", "--json"))
     assert certificate["result"] == "identical"
     assert certificate["positions"] > 500
+
+
+def test_it_answers_a_chat(gguf):
+    """By the file's own template, ChatML. llama.cpp's server answers the same file with "The answer to this classic math
+    problem is 4." and "Hello, my name is Elena. I'm a professional, and ...", from as many tokens of prompt."""
+    with Server(gguf) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0,
+                                               http_client=httpx.Client(trust_env=False)) as client:
+        model = client.models.list().data[0].id
+        for messages, expected, tokens in [
+                ([("user", "What is 2+2?")], "is 4", 37),
+                ([("user", "Hello, my name is Ada."), ("assistant", "Hello Ada, nice to meet you!"),
+                  ("user", "What is my name?")],
+                 "Hello, my name is", 61)]:
+            reply = client.chat.completions.create(
+                model=model, messages=[{"role": role, "content": content} for role, content in messages],
+                temperature=0, max_tokens=100)
+            assert expected in reply.choices[0].message.content
+            assert "<|im_" not in reply.choices[0].message.content
+            assert reply.choices[0].finish_reason == "stop"
+            assert reply.usage.prompt_tokens == tokens
 
 
 def test_slice_and_gguf_say_the_same_when_served(cut, gguf, api):

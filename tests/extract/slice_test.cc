@@ -101,22 +101,29 @@ TEST_F(SliceTest, IndexMapsExactlyTheTensorsThatAreThere) {
 }
 
 TEST_F(SliceTest, LockHashesEveryFileAndEveryTensor) {
-  ASSERT_TRUE(Cut(model(), {"code"}, out()).ok());
-  const auto lock = nlohmann::json::parse(ReadBytes(out() / "scion.lock.json"));
-  auto files = ReadTree(out());
-  files.erase("scion.lock.json");
-  EXPECT_EQ(lock["files"].size(), files.size());
-  for (const auto& [path, bytes] : files) {
-    ASSERT_TRUE(lock["files"].contains(path)) << path;
-    EXPECT_EQ(lock["files"][path]["sha256"], Sha256Hex(bytes)) << path;
-    EXPECT_EQ(lock["files"][path]["size"], bytes.size()) << path;
-    if (!path.ends_with(".safetensors")) continue;
-    for (const TensorPlace& t : TensorsIn(bytes)) {
-      EXPECT_EQ(lock["files"][path]["tensors"][t.name], Sha256Hex(bytes.substr(t.begin, t.end - t.begin))) << t.name;
+  for (const bool signed_model : {false, true}) {  // else the hashes of tensors come from the model's lock
+    if (signed_model) {
+      ASSERT_TRUE(Sign({.model = model(), .replace = false, .version = "test", .now = TestTime()}).ok());
     }
+    const fs::path cut = temp() / (signed_model ? "of_signed" : "cut");
+    ASSERT_TRUE(Cut(model(), {"code"}, cut).ok());
+    const auto lock = nlohmann::json::parse(ReadBytes(cut / "scion.lock.json"));
+    auto files = ReadTree(cut);
+    files.erase("scion.lock.json");
+    EXPECT_EQ(lock["files"].size(), files.size());
+    for (const auto& [path, bytes] : files) {
+      ASSERT_TRUE(lock["files"].contains(path)) << path;
+      EXPECT_EQ(lock["files"][path]["sha256"], Sha256Hex(bytes)) << path;
+      EXPECT_EQ(lock["files"][path]["size"], bytes.size()) << path;
+      if (!path.ends_with(".safetensors")) continue;
+      EXPECT_EQ(lock["files"][path]["tensors"].size(), TensorsIn(bytes).size()) << path;
+      for (const TensorPlace& t : TensorsIn(bytes)) {
+        EXPECT_EQ(lock["files"][path]["tensors"][t.name], Sha256Hex(bytes.substr(t.begin, t.end - t.begin))) << t.name;
+      }
+    }
+    EXPECT_EQ(lock["domains"].size(), 1u);
+    EXPECT_EQ(lock["domains"]["code"]["file"], "domains/code.safetensors");
   }
-  EXPECT_EQ(lock["domains"].size(), 1u);
-  EXPECT_EQ(lock["domains"]["code"]["file"], "domains/code.safetensors");
 }
 
 TEST_F(SliceTest, LineageTellsWhatWasCutFromWhat) {
