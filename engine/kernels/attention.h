@@ -139,6 +139,7 @@ SCION_KERNEL void AccumulateSteps(const std::byte* panel, const std::byte* next,
                                   const std::byte* x, size_t x_bytes, F32x16 (&sums)[kCount][kLines]) {
   for (int s = 0; s < steps; ++s) {
     typename Dot::Weights w[kLines];
+#pragma GCC unroll 4
     for (int l = 0; l < kLines; ++l) {
       w[l] = Dot::LoadWeights(panel + static_cast<size_t>(l) * kLineBytes);
       PrefetchToL2(next + static_cast<size_t>(l) * kLineBytes);
@@ -176,13 +177,17 @@ template <class Dot, int kCount>
 SCION_KERNEL void ScoreTile(const KvTile& tile, int head_dim, const float* q, float* scores) {
   static_assert(Dot::kForm == ActivationForm::kF32);
   F32x16 sums[kCount][kTileLinesOfKeys];
+#pragma GCC unroll 8
   for (int i = 0; i < kCount; ++i) {
+#pragma GCC unroll 4
     for (int l = 0; l < kTileLinesOfKeys; ++l) sums[i][l] = Set1(0.0f);
   }
   AccumulateSteps<Dot, kCount, kTileLinesOfKeys>(tile.k, tile.next_k, kTileLinesOfKeys * kLineBytes,
                                                  head_dim / kStepValues<Dot>, reinterpret_cast<const std::byte*>(q),
                                                  static_cast<size_t>(head_dim) * sizeof(float), sums);
+#pragma GCC unroll 8
   for (int i = 0; i < kCount; ++i) {
+#pragma GCC unroll 4
     for (int l = 0; l < kTileLinesOfKeys; ++l) Store(scores + i * kKvBlockTokens + l * 16, sums[i][l]);
   }
 }
@@ -198,7 +203,9 @@ SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int toke
   const size_t at = static_cast<size_t>(line) * kLineBytes;
   out += line * 16;
   F32x16 sums[kCount][kLines];
+#pragma GCC unroll 8
   for (int i = 0; i < kCount; ++i) {
+#pragma GCC unroll 4
     for (int l = 0; l < kLines; ++l) sums[i][l] = Mul(Load(out + i * head_dim + l * 16), Set1(rescale[i]));
   }
   const int whole = tokens / kValues;
@@ -214,7 +221,9 @@ SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int toke
           last, last, 0, 1, weights + static_cast<size_t>(whole) * Dot::kStepActivationBytes, kWeightBytes, sums);
     }
   }
+#pragma GCC unroll 8
   for (int i = 0; i < kCount; ++i) {
+#pragma GCC unroll 4
     for (int l = 0; l < kLines; ++l) Store(out + i * head_dim + l * 16, sums[i][l]);
   }
 }

@@ -82,13 +82,16 @@ struct FloatPanels {
   static inline void AccumulateTile(const std::byte* weights, int line, int units, const std::byte* x,
                                     size_t x_row_bytes, bool first, PrefetchStream& prefetch, float* sums) {
     F32x16 acc[kRows][kLines];
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
       for (int l = 0; l < kLines; ++l) acc[r][l] = first ? Set1(0.0f) : Load(sums + r * kPanelWidth + l * 16);
     }
     PrefetchStream ahead = prefetch;
     weights += static_cast<size_t>(line) * kLineBytes;
     for (int u = 0; u < units; ++u) {
       typename Dot::Weights w[kLines];
+#pragma GCC unroll 4
       for (int l = 0; l < kLines; ++l) {
         w[l] = Dot::LoadWeights(weights + static_cast<size_t>(l) * kLineBytes);
       }
@@ -102,7 +105,9 @@ struct FloatPanels {
       weights += kStepBytes;
       x += Dot::kStepActivationBytes;
     }
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
       for (int l = 0; l < kLines; ++l) Store(sums + r * kPanelWidth + l * 16, acc[r][l]);
     }
     prefetch = ahead;

@@ -83,6 +83,7 @@ struct BlockPanels {
   static SCION_KERNEL void AddScaledDots(const std::byte* scales, const std::byte* x, size_t x_row_bytes,
                                          const U32x16 (&dots)[kRows][kLines], F32x16 (&acc)[kRows][kLines]) {
     F32x16 w_scale[kLines];
+#pragma GCC unroll 4
     for (int l = 0; l < kLines; ++l) w_scale[l] = LoadScale(scales + static_cast<size_t>(l) * kScaleLineBytes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -115,7 +116,9 @@ struct BlockPanels {
     const std::byte* scales = weights + static_cast<size_t>(line) * kScaleLineBytes;
     const std::byte* codes = weights + Format::kScaleBytes + static_cast<size_t>(line) * kLineBytes;
     F32x16 acc[kRows][kLines];
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
       for (int l = 0; l < kLines; ++l) acc[r][l] = first ? Set1(0.0f) : Load(sums + r * kPanelWidth + l * 16);
     }
     for (int u = 0; u < units; ++u) {
@@ -139,8 +142,10 @@ struct BlockPanels {
           PrefetchNext<kPanelLines>(ahead);
           if constexpr (Format::kFourBits) {
             U32x16 half[kLines];
+#pragma GCC unroll 4
             for (int l = 0; l < kLines; ++l) half[l] = AndBits(w[l], 0x0f0f0f0fu);
             DotStep<kRows, kLines>(half, x, x_row_bytes, s, dots);
+#pragma GCC unroll 4
             for (int l = 0; l < kLines; ++l) half[l] = AndBits(ShiftRight<4>(w[l]), 0x0f0f0f0fu);
             DotStep<kRows, kLines>(half, x, x_row_bytes, s + 4, dots);
           } else {
@@ -151,11 +156,14 @@ struct BlockPanels {
       }
       if constexpr (Format::kHasMin) {
         F32x16 min[kLines];
+#pragma GCC unroll 4
         for (int l = 0; l < kLines; ++l) {
           min[l] = Load(scales + kPanelWidth * sizeof(float) + static_cast<size_t>(l) * kLineBytes);
         }
+#pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
           const F32x16 sum = Set1(BlockOf(x, x_row_bytes, r).scaled_sum);
+#pragma GCC unroll 4
           for (int l = 0; l < kLines; ++l) acc[r][l] = MulAdd(sum, min[l], acc[r][l]);
         }
       }
@@ -163,7 +171,9 @@ struct BlockPanels {
       codes += Format::kBytes;
       x += sizeof(ActivationBlock);
     }
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
       for (int l = 0; l < kLines; ++l) Store(sums + r * kPanelWidth + l * 16, acc[r][l]);
     }
     prefetch = ahead;
