@@ -28,10 +28,12 @@ int RunInspect(const InspectArguments& args) {
   absl::StatusOr<Json> inspection = Inspect(args.model);
   if (!inspection.ok()) return Fail(inspection.status());
   if (args.check) (*inspection)["check"] = "ok";
-  const std::string text = args.json
-                               ? inspection->dump(1) + "\n"
-                               : InspectTable(*inspection) + (args.check ? "check: all hashes as in the lock\n" : "");
-  std::fputs(text.c_str(), stdout);
+  if (args.json) {
+    PrintJson(*inspection);
+  } else {
+    std::fputs(InspectTable(*inspection).c_str(), stdout);
+    if (args.check) std::puts("check: all hashes as in the lock");
+  }
   return kDone;
 }
 

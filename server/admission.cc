@@ -80,21 +80,14 @@ absl::Status CheckStop(const GenerationRequest& r, const Tokenizer* tokenizer) {
   return absl::OkStatus();
 }
 
-absl::Status CheckTokenIds(const ModelSpec& spec, const GenerationRequest& r, std::span<const int32_t> prompt) {
-  auto is_bad = [&](int32_t id) { return id < 0 || id >= spec.vocab_size; };
-  auto bad = [&](const char* parameter, int32_t id) {
-    return InvalidParameter(
-        parameter, absl::StrCat(parameter, ": token id ", id, " is outside the vocabulary of ", spec.vocab_size));
-  };
-  for (int32_t id : prompt) {
-    if (is_bad(id)) return bad("prompt", id);
-  }
-  for (const auto& [id, bias] : r.logit_bias) {
-    if (is_bad(id)) return bad("logit_bias", id);
-  }
-  for (int32_t id : r.stop_token_ids) {
-    if (is_bad(id)) return bad("stop_token_ids", id);
-  }
+absl::Status CheckTokenId(const ModelSpec& spec, const char* parameter, int32_t id) {
+  if (id >= 0 && id < spec.vocab_size) return absl::OkStatus();
+  return InvalidParameter(
+      parameter, absl::StrCat(parameter, ": token id ", id, " is outside the vocabulary of ", spec.vocab_size));
+}
+
+absl::Status CheckTokenIds(const ModelSpec& spec, const char* parameter, std::span<const int32_t> ids) {
+  for (const int32_t id : ids) SCION_RETURN_IF_ERROR(CheckTokenId(spec, parameter, id));
   return absl::OkStatus();
 }
 
@@ -185,7 +178,11 @@ absl::StatusOr<std::unique_ptr<TextStream>> Admission::Generate(GenerationReques
   }
   if (prompt.empty()) return InvalidParameter(prompt_parameter, "the prompt has no tokens");
 
-  SCION_RETURN_IF_ERROR(CheckTokenIds(engine.spec(), request, prompt));
+  SCION_RETURN_IF_ERROR(CheckTokenIds(engine.spec(), "prompt", prompt));
+  SCION_RETURN_IF_ERROR(CheckTokenIds(engine.spec(), "stop_token_ids", request.stop_token_ids));
+  for (const auto& [id, bias] : request.logit_bias) {
+    SCION_RETURN_IF_ERROR(CheckTokenId(engine.spec(), "logit_bias", id));
+  }
 
   const int context = engine.spec().max_position_embeddings;
   const auto prompt_tokens = static_cast<int64_t>(prompt.size());
@@ -238,6 +235,12 @@ absl::StatusOr<Admission::Scoring> Admission::Score(ScoringRequest request) cons
     SCION_ASSIGN_OR_RETURN(scoring.token_ids, Tokenize(std::get<std::string>(request.prompt)));
   }
   if (scoring.token_ids.empty()) return InvalidParameter("prompt", "the prompt has no tokens");
+  SCION_RETURN_IF_ERROR(CheckTokenIds(engine.spec(), "prompt", scoring.token_ids));
+  const int context = engine.spec().max_position_embeddings;
+  if (std::cmp_greater(scoring.token_ids.size(), context)) {
+    return ContextOverflow("prompt", absl::StrCat("the model's context is ", context, " tokens, but the prompt has ",
+                                                  scoring.token_ids.size()));
+  }
   scoring.domain = engine.spec().domains[static_cast<size_t>(domain)].name;
   Request out;
   out.prompt = scoring.token_ids;

@@ -10,6 +10,7 @@
 #include "engine/base/status.h"
 #include "server/generation_answer.h"
 #include "server/native_request.h"
+#include "server/request_error.h"
 
 namespace scion {
 namespace {
@@ -40,8 +41,8 @@ absl::StatusOr<std::string> Detokenize(const Admission& admission, std::string_v
   SCION_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, GetTokenizer(admission));
   for (int32_t id : call.token_ids) {
     if (id < tokenizer->size()) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat("token id ", id, " is outside the vocabulary of ", tokenizer->size()));
+    return InvalidParameter("token_ids",
+                            absl::StrCat("token id ", id, " is outside the vocabulary of ", tokenizer->size()));
   }
   const std::string text = tokenizer->Decode(call.token_ids, call.skip_special);
   return Dump({{"text", text}, {"bytes", std::vector<uint8_t>(text.begin(), text.end())}});

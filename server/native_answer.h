@@ -1,7 +1,8 @@
 // The HTTP answers to what OpenAI's API lacks; the messages of scion.v1 in JSON, and the same words of refusal.
 //
 //   POST /v1/score       {"prompt": text or ids, "domain", "model", "cache_salt"} ->
-//                        {"token_ids", "logprobs" (one fewer), "total_logprob", "domain"}
+//                        {"token_ids", "logprobs" (one fewer), "total_logprob", "domain"}; null for what is no finite
+//                        number, which only damaged weights give
 //   POST /v1/tokenize    {"text", "add_special", "parse_special"} -> {"token_ids"}
 //   POST /v1/detokenize  {"token_ids", "skip_special"} -> {"text", "bytes"}; text: what is valid UTF-8 of the bytes
 //   GET  /v1/domains     -> {"model", "default_domain", "domains": [{"name", "num_experts", "generation",

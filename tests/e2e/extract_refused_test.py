@@ -416,6 +416,36 @@ def test_export(harness):
     harness.expect(not nowhere.exists(), "a refused export wrote something")
 
 
+def test_names_that_are_not_utf8(harness):
+    """A directory may have any name but JSON only text: what is no UTF-8 becomes U+FFFD, in every verb's --json."""
+    place = harness.work / "names"
+    place.mkdir()
+    model, plain, donor = (place / os.fsdecode(name) for name in (b"model-\xff", b"plain-\xff", b"donor-\xff"))
+    shutil.copytree(harness.model, model)
+    shutil.copytree(harness.plain, plain)
+    made = {name: place / os.fsdecode(name.encode() + b"-\xff")
+            for name in ("cut", "fold", "small", "grown", "hf", "page")}
+    for verb, *arguments in (
+            ("inspect", model), ("inspect", model, "--check"), ("log", model), ("plan", model, "--domain", "beta"),
+            ("slice", model, "--domain", "beta", "-o", made["cut"]), ("verify", made["cut"], "--against", model),
+            ("densify", model, "--domain", "beta", "-o", made["fold"]), ("report", model, "-o", made["page"]),
+            ("quantize", model, "--type", "q8_0", "-o", made["small"]),
+            ("export", model, "--format", "hf", "-o", made["hf"]),
+            ("upcycle", plain, "--domains", "a,b", "--experts", "2", "--sparse-layers", "1", "-o", made["grown"]),
+            ("slice", model, "--domain", "alpha", "-o", donor),
+            ("graft", model, "--from", donor, "--as", "law", "--in-place"),
+            ("log", model), ("drop", model, "--domain", "law"), ("rollback", model, "--domain", "law"), ("gc", model)):
+        result = harness.run(verb, *arguments, "--json", errors="surrogateescape")
+        harness.expect_code(result, 0)
+        json.loads(result.stdout.encode())  # UnicodeEncodeError: there were other bytes
+        harness.expect("-\ufffd" in result.stdout or verb in ("plan", "verify"), f"{verb}: {result.stdout}")
+    # A certificate can't name them: what it can't find is never called identical.
+    certificate = made["cut"].with_name(made["cut"].name + ".certificate.json")
+    result = harness.run("verify", "--certificate", certificate, "--json", errors="surrogateescape")
+    harness.expect_code(result, 3, "No such file or directory")
+    harness.expect(json.loads(result.stdout.encode())["result"] == "changed", result.stdout)
+
+
 def main():
     harness = Harness()
     test_usage(harness)
@@ -426,6 +456,7 @@ def main():
     test_plan(harness)
     test_link(harness)
     test_export(harness)
+    test_names_that_are_not_utf8(harness)
     for verb, expect_whole in harness.makers():
         test_full_disk(harness, verb, expect_whole)
         test_every_failing_call(harness, verb, expect_whole)

@@ -6,18 +6,14 @@
 #include <gtest/gtest.h>
 
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
-#include "engine/base/thread_pool.h"
 #include "engine/model/gguf.h"
-#include "engine/model/model.h"
 #include "extract/gguf_header.h"
-#include "extract/inspect.h"
 #include "extract/quantize.h"
 #include "extract/staging.h"
-#include "tests/extract/extract_fixture.h"
+#include "tests/extract/export_fixture.h"
 #include "tests/support/tiny_gguf.h"
 
 namespace scion::test {
@@ -28,33 +24,6 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 const fs::path kGolden = fs::path(SCION_SOURCE_DIR) / "tests/golden";
-
-// Logits of every position of one random prompt.
-std::vector<float> LogitsOf(const fs::path& path, WeightMode mode = WeightMode::kAsIs, int domain = 0) {
-  ThreadPool pool(2);
-  const auto checkpoint = Checkpoint::Open(path);
-  if (!checkpoint.ok()) throw std::runtime_error(checkpoint.status().ToString());
-  const auto model = Model::Load(**checkpoint, {.tier = *kernels::ChooseTier(), .weights = mode}, pool);
-  if (!model.ok()) throw std::runtime_error(model.status().ToString());
-  std::mt19937_64 random(3);
-  std::vector<int32_t> prompt(40);
-  for (int32_t& id : prompt) id = static_cast<int32_t>(random() % static_cast<uint64_t>((*model)->spec().vocab_size));
-  auto cache = KvCache::Create((*model)->KvPlanes(), kernels::kKvBlockTokens, 4);
-  std::vector<float> all;
-  const absl::Status status = RunPrompt(**model, *cache, domain, prompt, [&](int, std::span<const float> logits) {
-    all.insert(all.end(), logits.begin(), logits.end());
-  });
-  if (!status.ok()) throw std::runtime_error(status.ToString());
-  return all;
-}
-
-testing::AssertionResult Ok(const absl::Status& status) {
-  return status.ok() ? testing::AssertionSuccess() : testing::AssertionFailure() << status;
-}
-
-bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
 
 GgufHeader HeaderOf(const fs::path& path) {
   const auto file = ReadOnlyFile::Open(path);
@@ -73,35 +42,6 @@ const TensorInfo* FindIn(const GgufHeader& header, std::string_view name) {
 std::string DataOf(const fs::path& path, const TensorInfo& tensor) {
   return ReadBytes(path).substr(tensor.offset, tensor.bytes);
 }
-
-class ExportTest : public testing::Test {
- protected:
-  fs::path model() const { return dir_.path() / "model"; }
-  fs::path gguf() const { return dir_.path() / "out.gguf"; }
-  fs::path hf() const { return dir_.path() / "hf"; }
-
-  void Write(const TinyModelOptions& options) { WriteTinyModel(MakeTinyModel(options), model()); }
-
-  static absl::Status ToGguf(const fs::path& source, const fs::path& out, std::optional<DType> type = {}) {
-    return Export({.model = source, .out = out, .format = ExportFormat::kGguf, .type = type}).status();
-  }
-  static absl::Status ToHf(const fs::path& source, const fs::path& out, std::optional<DType> type = {},
-                           uint64_t max_shard_bytes = 1 << 30) {
-    return Export({.model = source,
-                   .out = out,
-                   .format = ExportFormat::kHuggingFace,
-                   .type = type,
-                   .max_shard_bytes = max_shard_bytes,
-                   .version = "test",
-                   .now = TestTime()})
-        .status();
-  }
-
-  // The directory holds these names and nothing else, hidden ones included.
-  void ExpectOnly(std::vector<std::string> names) const { EXPECT_EQ(Names(dir_.path()), names); }
-
-  TempDir dir_;
-};
 
 TinyModelOptions Llama() { return {.model_type = "llama", .num_heads = 4, .num_kv_heads = 2, .with_index = false}; }
 TinyModelOptions Gated(const char* model_type) {
@@ -343,87 +283,6 @@ TEST_F(ExportTest, ARoutingTableIsRefusedWithAdvice) {
   EXPECT_THAT(std::string(status.message()),
               AllOf(HasSubstr(model().string()), HasSubstr("layer 1"), HasSubstr("moe-extract densify")));
   ExpectOnly({"model"});
-}
-
-TEST_F(ExportTest, ATableRoutedModelBringsItsCodeAlong) {
-  TinyModelOptions options;
-  options.num_experts_per_tok = 2;
-  options.route_weights = true;
-  options.tie_word_embeddings = false;
-  options.with_lock = true;
-  Write(options);
-  ASSERT_TRUE(Ok(ToHf(model(), hf())));
-  for (int domain : {0, 1}) {
-    EXPECT_TRUE(SameBits(LogitsOf(hf(), WeightMode::kAsIs, domain), LogitsOf(model(), WeightMode::kAsIs, domain)));
-  }
-  const fs::path classes = fs::path(SCION_SOURCE_DIR) / "client/python/scion";
-  for (const char* name : {"configuration_scion.py", "modeling_scion.py"}) {
-    EXPECT_EQ(ReadBytes(hf() / name), ReadBytes(classes / name)) << name;
-  }
-  const auto config = nlohmann::json::parse(ReadBytes(hf() / "config.json"));
-  EXPECT_EQ(config["auto_map"], nlohmann::json::parse(R"({"AutoConfig": "configuration_scion.ScionConfig",
-                                                          "AutoModelForCausalLM": "modeling_scion.ScionForCausalLM"})"));
-  EXPECT_EQ(config["dtype"], "bfloat16");
-  EXPECT_EQ(config["domains"], nlohmann::json::parse(ReadBytes(model() / "config.json"))["domains"]);
-  // A lock that covers all of it, and remembers where it is from.
-  const auto differences = CheckHashes(hf(), nullptr);
-  ASSERT_TRUE(differences.ok()) << differences.status();
-  EXPECT_TRUE(differences->empty());
-  const auto lock = nlohmann::json::parse(ReadBytes(hf() / "scion.lock.json"));
-  EXPECT_TRUE(lock["files"].contains("modeling_scion.py"));
-  EXPECT_EQ(lock["lineage"].back()["verb"], "export");
-  EXPECT_EQ(lock["lineage"].back()["domains"], nlohmann::json({"alpha", "beta"}));
-
-  // A cut of it has the code too; exported again, it is this program's.
-  const fs::path cut = dir_.path() / "cut", again = dir_.path() / "again";
-  ASSERT_TRUE(Ok(Cut(hf(), {"beta"}, cut).status()));
-  EXPECT_EQ(ReadBytes(cut / "modeling_scion.py"), ReadBytes(classes / "modeling_scion.py"));
-  WriteBytes(cut / "modeling_scion.py", "another version");
-  Resign(cut);
-  ASSERT_TRUE(Ok(ToHf(cut, again)));
-  EXPECT_EQ(ReadBytes(again / "modeling_scion.py"), ReadBytes(classes / "modeling_scion.py"));
-  EXPECT_TRUE(SameBits(LogitsOf(again), LogitsOf(model(), WeightMode::kAsIs, 1)));
-}
-
-TEST_F(ExportTest, ATableRoutedModelOfOtherTypes) {
-  TinyModelOptions options;
-  options.num_experts_per_tok = 2;
-  options.route_weights = true;
-  Write(options);
-  const std::vector<float> expected = LogitsOf(model(), WeightMode::kF32, 1);
-  ASSERT_TRUE(Ok(ToHf(model(), hf(), DType::kF32)));
-  EXPECT_TRUE(SameBits(LogitsOf(hf(), WeightMode::kAsIs, 1), expected));
-  EXPECT_EQ(nlohmann::json::parse(ReadBytes(hf() / "config.json"))["dtype"], "float32");
-  // Back without loss; routes and their weights are what they were.
-  const fs::path back = dir_.path() / "back";
-  ASSERT_TRUE(Ok(ToHf(hf(), back, DType::kBF16)));
-  EXPECT_TRUE(SameBits(LogitsOf(back, WeightMode::kAsIs, 1), LogitsOf(model(), WeightMode::kAsIs, 1)));
-  EXPECT_EQ(ToHf(model(), dir_.path() / "q8", DType::kQ8_0).code(), absl::StatusCode::kInvalidArgument);
-
-  // Blocks become F32.
-  options.blocks = DType::kQ8_0;
-  options.hidden_size = options.intermediate_size = options.moe_intermediate_size = 64;
-  const fs::path blocks = dir_.path() / "blocks", plain = dir_.path() / "plain";
-  WriteTinyModel(MakeTinyModel(options), blocks);
-  ASSERT_TRUE(Ok(ToHf(blocks, plain)));
-  EXPECT_TRUE(SameBits(LogitsOf(plain, WeightMode::kF32, 1), LogitsOf(blocks, WeightMode::kF32, 1)));
-  EXPECT_FALSE(nlohmann::json::parse(ReadBytes(plain / "config.json")).contains("quantization_config"));
-}
-
-TEST_F(ExportTest, ATableRoutedModelIsNotReplacedAndNothingIsLeft) {
-  TinyModelOptions options;
-  options.with_lock = true;
-  Write(options);
-  ASSERT_TRUE(Ok(ToHf(model(), dir_.path() / "control")));
-  fs::create_directory(hf());
-  EXPECT_EQ(ToHf(model(), hf()).code(), absl::StatusCode::kAlreadyExists);
-  EXPECT_EQ(ToHf(model(), model() / "inside").code(), absl::StatusCode::kInvalidArgument);
-  const fs::path trunk = model() / "trunk.safetensors";
-  FlipByte(trunk, fs::file_size(trunk) - 7);
-  const absl::Status status = ToHf(model(), dir_.path() / "damaged");
-  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("trunk.safetensors is not what the model's lock says"));
-  ExpectOnly({"control", "hf", "model"});
 }
 
 TEST_F(ExportTest, TheOneExpertOfACutIsAnFfn) {

@@ -9,6 +9,7 @@ namespace scion::test {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 class InspectTest : public ::testing::Test {
  protected:
@@ -52,6 +53,17 @@ TEST_F(InspectTest, CountsAreThoseOfTheModel) {
   EXPECT_THAT(table, HasSubstr("domains/beta.safetensors"));
   EXPECT_THAT(table, HasSubstr("tokenizer: none"));
   EXPECT_THAT(table, HasSubstr("lock: none"));
+}
+
+TEST_F(InspectTest, TheDefaultDomainIsMarkedWhereverItStands) {
+  TinyModelOptions options;
+  options.default_domain = "beta";
+  WriteTinyModel(MakeTinyModel(options), model() / "of_beta");
+  const auto json = Inspect(model() / "of_beta");
+  ASSERT_TRUE(json.ok()) << json.status();
+  EXPECT_EQ((*json)["default_domain"], "beta");
+  EXPECT_THAT(InspectTable(*json), HasSubstr("\nbeta *"));
+  EXPECT_THAT(InspectTable(*json), Not(HasSubstr("alpha *")));
 }
 
 TEST_F(InspectTest, PlainLlamaDirectoryIsDescribedToo) {

@@ -8,6 +8,7 @@
 #include "extract/lineage_log.h"
 #include "extract/model_transaction.h"
 #include "tests/extract/graft_fixture.h"
+#include "tests/extract/on_open.h"
 
 namespace scion::test {
 namespace {
@@ -161,7 +162,7 @@ TEST_F(LifeTest, GcRemovesWhatNoGenerationInUseNeeds) {
   WriteBytes(model() / "domains" / "notes.txt", "not weights");
   const auto before = ReadTree(model());
   EXPECT_THAT(names(Gc(0, true)), ElementsAre("domains/alpha.safetensors", "domains/beta.g2.safetensors",
-                                               "domains/beta.safetensors", "domains/stranger.safetensors"));
+                                              "domains/beta.safetensors", "domains/stranger.safetensors"));
   EXPECT_EQ(ReadTree(model()), before);
   EXPECT_THAT(names(Gc(1)), ElementsAre("domains/beta.safetensors", "domains/stranger.safetensors"));
   ExpectSound();
@@ -273,6 +274,29 @@ TEST_F(LifeTest, AReaderObeysTheLockBetweenTwoRenames) {
   const auto edited = Checkpoint::Open(model());
   ASSERT_TRUE(edited.ok()) << edited.status();
   EXPECT_EQ((*edited)->spec().max_position_embeddings, 64);
+}
+
+// The domain is dropped, and its file removed, between a reader's look at the lock and at the file.
+TEST_F(LifeTest, AReaderWhoseFileIsGoneReadsTheLockAgain) {
+  const auto before = ReadTree(model());
+  ASSERT_TRUE(GraftFrom("gamma", "law").ok());
+  const fs::path law = model() / "domains/law.safetensors";
+  {
+    // The control: a file that can't be opened, while the lock stays as it is.
+    int times = 0;
+    const OnOpen hook(law, [&] { ++times; });
+    EXPECT_FALSE(Checkpoint::Open(model()).ok());
+    EXPECT_EQ(times, 1);
+  }
+  EXPECT_THAT(Domains(), ElementsAre("alpha", "beta", "law"));
+  int times = 0;
+  const OnOpen hook(law, [&] {
+    ++times;
+    for (const auto& [path, bytes] : before) WriteBytes(model() / path, bytes);
+    fs::remove(law);
+  });
+  EXPECT_THAT(Domains(), ElementsAre("alpha", "beta"));
+  EXPECT_EQ(times, 1);
 }
 
 TEST_F(LifeTest, ReadersSeeBeforeOrAfterWhileWritersWork) {

@@ -10,8 +10,7 @@
 #include "extract/compare_logits.h"
 #include "extract/export.h"
 #include "extract/html.h"
-#include "tests/engine/text/text_test_util.h"
-#include "tests/extract/extract_fixture.h"
+#include "tests/extract/report_fixture.h"
 
 namespace scion::test {
 namespace {
@@ -19,14 +18,6 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-constexpr int kVocab = 260;  // of text_test::SmallTokenizer: every byte is a token
-
-TinyModelOptions WithVocabulary() {
-  TinyModelOptions options;
-  options.vocab_size = kVocab;
-  return options;
-}
 
 // 1234567 -> "1,234,567"
 std::string WithCommas(uint64_t number) {
@@ -37,54 +28,6 @@ std::string WithCommas(uint64_t number) {
   }
   return out;
 }
-
-class ReportTest : public ::testing::Test {
- protected:
-  fs::path temp() const { return temp_.path(); }
-  fs::path model() const { return temp() / "model"; }
-  fs::path texts() const { return temp() / "texts"; }
-  fs::path out() const { return temp() / "page.html"; }
-
-  void WriteModel(const TinyModel& tiny) {
-    WriteTinyModel(tiny, model());
-    WriteBytes(model() / "tokenizer.json", text_test::SmallTokenizer().dump());
-  }
-  void WriteText(const std::string& name, std::string_view text) {
-    fs::create_directories(texts());
-    WriteBytes(texts() / name, text);
-  }
-
-  ReportOptions Options() const {
-    return {.model = model(),
-            .out = out(),
-            .tier = *kernels::ChooseTier(),
-            .num_threads = 2,
-            .version = "1.2.3-test",
-            .now = TestTime()};
-  }
-  ReportOptions WithTexts() const {
-    ReportOptions options = Options();
-    options.text = texts();
-    return options;
-  }
-  ReportFigures Write(const ReportOptions& options) {
-    fs::remove(options.out);
-    absl::StatusOr<ReportFigures> figures = WriteReport(options);
-    EXPECT_TRUE(figures.ok()) << figures.status();
-    return figures.ok() ? *std::move(figures) : ReportFigures();
-  }
-  std::string Page() const { return ReadBytes(out()); }
-  void ExpectRefused(const ReportOptions& options, absl::StatusCode code, const std::string& why) {
-    const absl::Status status = WriteReport(options).status();
-    EXPECT_EQ(status.code(), code) << status;
-    EXPECT_THAT(status.message(), HasSubstr(why));
-    EXPECT_FALSE(fs::exists(options.out));
-    EXPECT_THAT(Names(temp()), Not(::testing::Contains(HasSubstr("partial"))));
-  }
-
- private:
-  TempDir temp_;
-};
 
 // route: of one layer and domain, k = 1.
 void SetRoute(TinyModel& tiny, int layer, const std::string& domain, const std::function<int(int token)>& expert_of) {
@@ -118,6 +61,24 @@ TEST_F(ReportTest, SizesAreThoseOfTheFiles) {
   EXPECT_THAT(Page(), HasSubstr("<td class=\"n\">7,680</td>"));
   EXPECT_THAT(Page(), HasSubstr("Not measured"));
   EXPECT_EQ(ToJson(figures)["matrix"], Json());
+}
+
+TEST_F(ReportTest, ExpertsOfSeveralSizesAndRouteWeightsAreCounted) {
+  TinyModelOptions options = WithVocabulary();
+  options.num_experts_per_tok = 2;
+  options.route_weights = true;
+  TinyModel tiny = MakeTinyModel(options);
+  TinyTensor& down = tiny.Tensor("model.layers.2.mlp.domains.alpha.experts.1.down_proj.weight");
+  down.dtype = DType::kF32;
+  down.data.assign(32u * 40 * 4, '\0');
+  WriteModel(tiny);
+  const ReportFigures figures = Write(Options());
+  EXPECT_EQ(figures.experts.at(0).smallest_bytes, 3u * 40 * 32 * 2);
+  EXPECT_EQ(figures.experts.at(0).largest_bytes, 2u * 40 * 32 * 2 + 40 * 32 * 4);
+  EXPECT_EQ(figures.experts.at(1).largest_bytes, 3u * 40 * 32 * 2);
+  // Two layers, each with two rows of 260 int32 and two weights in fp32.
+  for (const ExpertSizes& e : figures.experts) EXPECT_EQ(e.route_bytes, 2u * (2 * kVocab * 4 + 2 * 4));
+  EXPECT_THAT(Page(), HasSubstr("<td class=\"n\">7,680 to 10,240</td>"));
 }
 
 TEST_F(ReportTest, BalanceIsThatOfRoutesMadeByHand) {
@@ -301,7 +262,10 @@ TEST_F(ReportTest, PageNeedsNothingElse) {
        {"http:", "https:", "//", "url(", " src=", " href=", "@import", "<script", "<link", "<iframe"}) {
     EXPECT_THAT(Page(), Not(HasSubstr(fetched)));
   }
-  EXPECT_THAT(Page(), HasSubstr("prefers-color-scheme:dark"));
+  for (const char* said : {"color-scheme:light dark", "@media (prefers-color-scheme:dark){:root{--page:",
+                           "content=\"default-src 'none'; style-src 'unsafe-inline'\""}) {
+    EXPECT_THAT(Page(), HasSubstr(said));
+  }
 }
 
 TEST_F(ReportTest, SameModelGivesTheSamePage) {
@@ -344,77 +308,6 @@ TEST_F(ReportTest, ModelsWithoutDomainsShowWhatTheyHave) {
     EXPECT_THAT(figures.matrix->domains, ElementsAre("default"));
     EXPECT_THAT(Page(), Not(HasSubstr("Route balance")));
   }
-}
-
-TEST_F(ReportTest, FiguresFromAFileAreCalledRead) {
-  WriteModel(MakeTinyModel(WithVocabulary()));
-  ReportOptions options = Options();
-  options.matrix = temp() / "matrix.json";
-  const auto write = [&](std::string_view text) { WriteBytes(options.matrix, text); };
-  // The two forms that there are, texts in any order.
-  write(R"({"zulu": {"scored_tokens": 5, "perplexity": {"alpha": 7.25, "beta": 123456.0}},
-            "beta": {"scored_tokens": 1234, "perplexity": {"alpha": 321.55, "beta": null}, "bits_per_byte": 2}})");
-  ReportFigures figures = Write(options);
-  EXPECT_FALSE(figures.matrix->is_measured);
-  EXPECT_EQ(figures.matrix->rows[0].text, "beta");
-  EXPECT_EQ(figures.matrix->rows[1].text, "zulu");
-  for (const char* shown :
-       {"read, not measured", "matrix.json", ">7.25</text>", ">321.6</text>", ">1.2e+05</text>", "1,234"}) {
-    EXPECT_THAT(Page(), HasSubstr(shown));
-  }
-  write(R"({"rows": [{"text": "alpha", "scored_tokens": 1, "perplexity": {"alpha": 2, "beta": 3}}], "domains": []})");
-  EXPECT_EQ(Write(options).matrix->rows.at(0).perplexity[1], 3.0);
-
-  fs::remove(out());
-  const auto refused = [&](std::string_view text, const std::string& why) {
-    write(text);
-    ExpectRefused(options, absl::StatusCode::kInvalidArgument, why);
-    ExpectRefused(options, absl::StatusCode::kInvalidArgument, "matrix.json");
-  };
-  refused("{", "matrix.json");
-  refused("[]", "is not an object");
-  refused("{}", "has no rows");
-  refused(R"({"rows": {}})", "'rows' is not a list");
-  refused(R"({"a": {"scored_tokens": 1, "perplexity": {"alpha": 2}}})", "no perplexity under the model's domain beta");
-  refused(R"({"a": {"scored_tokens": 1, "perplexity": {"alpha": 2, "beta": 2, "x": 2}}})", "a domain 'x'");
-  refused(R"({"a": {"scored_tokens": 1, "perplexity": {"alpha": 0.5, "beta": 2}}})", "below 1");
-  refused(R"({"a": {"scored_tokens": 1, "perplexity": {"alpha": "2", "beta": 2}}})", "alpha");
-  refused(R"({"a": {"scored_tokens": -1, "perplexity": {"alpha": 2, "beta": 2}}})", "scored_tokens");
-  fs::remove(options.matrix);
-  ExpectRefused(options, absl::StatusCode::kNotFound, "matrix.json");
-}
-
-TEST_F(ReportTest, FoldsAreShownAsDensifySaidThem) {
-  WriteModel(MakeTinyModel(WithVocabulary()));
-  ReportOptions options = Options();
-  options.folds = {temp() / "one.json", temp() / "more.json"};
-  const std::string one =
-      R"({"domain": "beta", "method": "lsq", "width": 2, "route_channels": true, "bytes": 4321, "model_bytes": 8642,
-          "held_out": {"scored_tokens": 100, "source_perplexity": 10.0, "perplexity": 12.34, "perplexity_ratio": 1.234,
-                       "kl_divergence": 0.1875, "top1_agreement": 0.625}})";
-  WriteBytes(options.folds[0], one);
-  WriteBytes(options.folds[1], R"([{"domain": "alpha", "method": "average", "width": 1, "route_channels": false,
-                                    "bytes": 7, "model_bytes": 0}])");
-  const ReportFigures figures = Write(options);
-  ASSERT_EQ(figures.folds.size(), 2u);
-  EXPECT_EQ(figures.folds[0].domain, "alpha");
-  EXPECT_EQ(figures.folds[1].width, 2);
-  for (const char* shown :
-       {">1.234<", ">12.34<", ">0.1875<", ">62.5%<", ">4,321<", ">50.0%<", "lsq, route channels", ">not measured<"}) {
-    EXPECT_THAT(Page(), HasSubstr(shown));
-  }
-  fs::remove(out());
-  const auto refused = [&](const std::string& from, const std::string& to, const std::string& why) {
-    std::string text = one;
-    text.replace(text.find(from), from.size(), to);
-    WriteBytes(options.folds[0], text);
-    ExpectRefused(options, absl::StatusCode::kInvalidArgument, why);
-  };
-  refused("\"beta\"", "\"gamma\"", "one.json: has a fold of the domain 'gamma'");
-  refused("\"width\": 2", "\"width\": 0", "width");
-  refused("0.625", "1.625", "top1_agreement");
-  refused("12.34", "-12.34", "perplexity");
-  refused("\"method\"", "\"way\"", "method");
 }
 
 TEST_F(ReportTest, WhatIsThereIsNeverReplaced) {

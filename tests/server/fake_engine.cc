@@ -9,6 +9,7 @@ namespace scion {
 namespace {
 
 constexpr auto kPatience = std::chrono::seconds(10);
+constexpr std::string_view kEosText = "<eos>";
 
 }  // namespace
 
@@ -16,12 +17,17 @@ FakeTokenizer::FakeTokenizer() {
   for (int i = 0; i < 256; ++i) bytes_.push_back(static_cast<char>(i));
 }
 
-void FakeTokenizer::Encode(std::string_view text, const EncodeOptions&, std::vector<int32_t>& ids) const {
-  for (unsigned char c : text) ids.push_back(c);
+void FakeTokenizer::Encode(std::string_view text, const EncodeOptions& options, std::vector<int32_t>& ids) const {
+  while (!text.empty()) {
+    const bool is_eos = options.parse_special && text.starts_with(kEosText);
+    ids.push_back(is_eos ? kFakeEos : static_cast<unsigned char>(text[0]));
+    text.remove_prefix(is_eos ? kEosText.size() : 1);
+  }
+  if (options.add_special && adds_eos_) ids.push_back(kFakeEos);
 }
 
 std::string_view FakeTokenizer::TokenBytes(int32_t id) const {
-  if (id == kFakeEos) return "<eos>";
+  if (id == kFakeEos) return kEosText;
   if (id < 0 || id > kFakeEos) return "";
   return std::string_view(bytes_).substr(static_cast<size_t>(id), 1);
 }
@@ -121,7 +127,7 @@ FakeEngine::FakeEngine() {
   spec_.max_position_embeddings = kFakeContext;
   spec_.layers.resize(2);
   spec_.layers[1].ffn.router = RouterKind::kTable;
-  spec_.domains = {{.name = "en", .num_experts = 2}, {.name = "cpp", .num_experts = 2}};
+  spec_.domains = {{.name = "en", .num_experts = 2}, {.name = "cpp", .num_experts = 3}};
   spec_.eos_token_ids = {kFakeEos};
   options_.tier = kernels::Tier::kPortable;
   options_.num_threads = 1;
@@ -207,9 +213,15 @@ EngineStats FakeEngine::Stats() const {
   stats.weight_bytes = 1000;
   stats.domains.resize(2);
   stats.domains[0].name = "en";
+  stats.domains[0].weight_bytes = 300;
+  stats.domains[0].requests = 21;
+  stats.domains[0].prompt_tokens = 22;
+  stats.domains[0].generated_tokens = 23;
   stats.domains[0].expert_tokens = {{11, 12}};
   stats.domains[1].name = "cpp";
   stats.domains[1].weight_bytes = 400;
+  stats.domains[1].requests = 97;
+  stats.domains[1].prompt_tokens = 98;
   stats.domains[1].generated_tokens = 99;
   stats.domains[1].expert_tokens = {{13, 14}};
   return stats;

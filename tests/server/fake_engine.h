@@ -1,7 +1,8 @@
 // An engine without a model: a test takes the requests that the server submits, one by one, and says what happens to
-// them, token by token. Tokens are bytes: the vocabulary is 0..255, and 256 for the end of text.
+// them, token by token. Tokens are bytes: the vocabulary is 0..255, and 256 for the end of text, "<eos>".
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -21,9 +22,11 @@ inline constexpr int32_t kFakeEos = 256;
 inline constexpr int kFakeContext = 64;
 inline constexpr int kFakeCachedTokens = 1;  // of every prompt
 
+// Parses "<eos>" where special tokens are to be parsed; ends a text with it where they are to be added and AddsEos.
 class FakeTokenizer final : public Tokenizer {
  public:
   FakeTokenizer();
+  void SetAddsEos(bool adds) { adds_eos_ = adds; }
   void Encode(std::string_view text, const EncodeOptions& options, std::vector<int32_t>& ids) const override;
   std::string_view TokenBytes(int32_t id) const override;
   bool IsSpecial(int32_t id) const override { return id == kFakeEos; }
@@ -35,6 +38,7 @@ class FakeTokenizer final : public Tokenizer {
 
  private:
   std::string bytes_;
+  std::atomic<bool> adds_eos_ = false;
   std::optional<std::string> chat_template_;
 };
 
@@ -85,6 +89,11 @@ class FakeEngine final : public Engine {
   std::shared_ptr<FakeRequest> Take();
   // Answers every request by itself from now on; Take then gives them too.
   void SetReply(std::function<void(FakeRequest&)> reply);
+  // Before the first request.
+  void SetDefaultDomain(int domain) { spec_.default_domain = domain; }
+  void RemoveTokenizer() { has_tokenizer_ = false; }
+  // Whether the tokenizer ends texts with kFakeEos from now on, where special tokens are to be added.
+  void SetAddsEos(bool adds) { tokenizer_.SetAddsEos(adds); }
   // What Submit answers from now on, if it is an error.
   void SetSubmitStatus(absl::Status status);
   int submitted();
@@ -92,7 +101,7 @@ class FakeEngine final : public Engine {
   const ModelSpec& spec() const override { return spec_; }
   const EngineOptions& options() const override { return options_; }
   const std::vector<DomainGeneration>& generations() const override { return generations_; }
-  const Tokenizer* tokenizer() const override { return &tokenizer_; }
+  const Tokenizer* tokenizer() const override { return has_tokenizer_ ? &tokenizer_ : nullptr; }
   absl::StatusOr<std::unique_ptr<RequestHandle>> Submit(Request request) override;
   void StartDraining() override;
   bool Idle() const override;
@@ -108,6 +117,7 @@ class FakeEngine final : public Engine {
   EngineOptions options_;
   std::vector<DomainGeneration> generations_ = {{"en", 1, "", ""}, {"cpp", 2, "", ""}};
   FakeTokenizer tokenizer_;
+  std::atomic<bool> has_tokenizer_ = true;
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<std::shared_ptr<FakeRequest>> submitted_;

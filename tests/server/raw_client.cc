@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
@@ -139,6 +140,13 @@ RawResponse Get(int port, std::string_view path) {
   RawClient client(port);
   client.Send(GetText(path));
   return client.ReadResponse().value_or(RawResponse());
+}
+
+std::string ErrorOf(const RawResponse& response, const char* member) {
+  const nlohmann::json body = nlohmann::json::parse(response.body, nullptr, false);
+  if (!body.is_object() || !body["error"].is_object()) return "no error object: " + response.body;
+  const nlohmann::json& value = body["error"][member];
+  return value.is_string() ? value.get<std::string>() : value.dump();
 }
 
 }  // namespace scion

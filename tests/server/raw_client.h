@@ -49,4 +49,7 @@ std::string GetText(std::string_view path, std::string_view more_headers = "");
 RawResponse Post(int port, std::string_view path, std::string_view body, std::string_view more_headers = "");
 RawResponse Get(int port, std::string_view path);
 
+// A member of the body's error object, {"error": {...}}: strings as they are, others as JSON.
+std::string ErrorOf(const RawResponse& response, const char* member);
+
 }  // namespace scion
