@@ -245,6 +245,8 @@ def main(argv: list[str] | None = None) -> int:
         "(default: %(default)s)",
     )
     add_arguments(parser, LEARNING_RATE, needs_text=False)
+    # The rate first drives a good fold away from its slice, and brings it back while it falls.
+    parser.set_defaults(patience=0)
     arguments = parser.parse_args(argv)
     return run_program("distill", lambda: distill(arguments))
 

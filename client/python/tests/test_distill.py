@@ -216,6 +216,7 @@ def test_a_fold_learns_from_what_the_slice_writes_alone(
     assert run_distill(fold, f"{model}@aa", "--steps", "150", "--learning-rate", "0.03", texts=[]) == 0
     record = json.loads((tmp_path / "out/training/record.json").read_text())
     assert record["text"] is None and record["settings"]["sample share"] == 1
+    assert record["settings"]["patience"] == 0
     assert record["result"]["held_out_loss"] < 0.8 * record["result"]["held_out_loss_at_start"]
     # On a text that no run has seen, by the engine: nearer to the slice than before.
     ids = [list(tiny_model.text(4000, seed=9).encode()[begin : begin + 32]) for begin in (0, 1000, 2000, 3000)]
