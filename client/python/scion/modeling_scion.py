@@ -69,6 +69,9 @@ class ScionExpertGroup(nn.Module):
     has random routes with equal shares of the vocabulary, and equal weights.
     """
 
+    route: Tensor
+    route_weight: Tensor
+
     def __init__(self, config: ScionConfig, num_experts: int) -> None:
         super().__init__()
         slots = config.num_experts_per_tok
@@ -167,6 +170,10 @@ class ScionAttention(nn.Module):
         value = heads(self.v_proj(x))
         if cache is not None:
             key, value = cache.update(key, value, self.layer)
+        if mask is None and tokens == 1:
+            # The queries that share keys side by side: no copies of keys and values for each.
+            shared = query.reshape(batch, -1, self.num_groups, self.head_dim)
+            return self.o_proj(F.scaled_dot_product_attention(shared, key, value).reshape(batch, 1, -1))
         key, value = (t.repeat_interleave(self.num_groups, dim=1) for t in (key, value))
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask,
                                                 is_causal=mask is None and tokens > 1)

@@ -121,11 +121,15 @@ def test_a_cache_and_padding_change_nothing() -> None:
 
 
 def test_a_chunk_after_a_cache_sees_what_came_before() -> None:
-    model, ids = tiny(), ids_of(2, 12)
+    model, ids = tiny(num_attention_heads=4, num_key_value_heads=2), ids_of(2, 12)
     whole = model(ids, domain=["a", "b"]).logits
     first = model(ids[:, :5], domain=["a", "b"])
     second = model(ids[:, 5:], domain=["a", "b"], past_key_values=first.past_key_values)
     torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), whole)
+    cache = model(ids[:, :5], domain=["a", "b"]).past_key_values
+    for place in range(5, 12):  # token by token
+        one = model(ids[:, place:place + 1], domain=["a", "b"], past_key_values=cache)
+        torch.testing.assert_close(one.logits[:, 0], whole[:, place])
     torch.testing.assert_close(model(ids, domain=["a", "b"], logits_to_keep=3).logits, whole[:, -3:])
 
 

@@ -38,3 +38,10 @@ def test_the_package_has_types_and_stubs() -> None:
 def test_its_version_is_the_projects() -> None:
     project = re.search(r"project\(scion VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text())
     assert project is not None and project[1] == scion.__version__
+
+
+@pytest.mark.parametrize("program", ["grow", "distill", "eval"])
+def test_help_has_an_example(program: str) -> None:
+    called = f"python -m scion.{program}"
+    said = subprocess.run([sys.executable, "-B", *called.split()[1:], "--help"], check=True, capture_output=True, text=True)
+    assert any(line.startswith(f"    {called} ") for line in said.stdout.splitlines())

@@ -77,23 +77,16 @@ def run_grow(model: pathlib.Path, texts: dict[str, pathlib.Path], tmp_path: path
 
 @pytest.fixture
 def run_distill(texts: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> Program:
-    """distill(FOLD, TEACHER, *arguments, out=...): its exit code."""
+    """distill(FOLD, TEACHER, *arguments, out=..., texts=...): its exit code."""
+    of_texts = ["--text", str(texts["train"]), "--held-out", str(texts["held_out"])]
 
-    def run(fold: pathlib.Path, teacher: str, *arguments: str, out: pathlib.Path = tmp_path / "out") -> int:
-        return distill.main(
-            [
-                str(fold),
-                "--teacher",
-                teacher,
-                "--text",
-                str(texts["train"]),
-                "--held-out",
-                str(texts["held_out"]),
-                "-o",
-                str(out),
-                *QUICK,
-                *arguments,
-            ]
-        )
+    def run(
+        fold: pathlib.Path,
+        teacher: str,
+        *arguments: str,
+        out: pathlib.Path = tmp_path / "out",
+        texts: list[str] = of_texts,
+    ) -> int:
+        return distill.main([str(fold), "--teacher", teacher, *texts, "-o", str(out), *QUICK, *arguments])
 
     return run

@@ -35,7 +35,10 @@ def write_atomically(path: pathlib.Path, write: Callable[[BinaryIO], None]) -> N
 
 
 def write_text_atomically(path: pathlib.Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()) and None)
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+
+    write_atomically(path, write)
 
 
 def publish_directory(partial: pathlib.Path, out: pathlib.Path) -> None:

@@ -1,7 +1,7 @@
 """Where a run is, in one file, from which it goes on: parameters, optimiser, data position, random state, curve."""
 
 import pathlib
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -36,7 +36,7 @@ def save(folder: pathlib.Path, content: dict[str, Any]) -> None:
     def write(file: BinaryIO) -> None:
         watched = _File(file)
         try:
-            torch.save({"format": FORMAT, **content}, watched)
+            torch.save({"format": FORMAT, **content}, cast(BinaryIO, watched))
         except RuntimeError:
             if watched.error is not None:
                 raise watched.error from None

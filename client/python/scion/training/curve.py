@@ -52,10 +52,10 @@ def svg(points: Sequence[Point], title: str) -> str:
     ]
     step = _tick_step(high - low)
     for number in range(math.ceil(low / step), math.floor(high / step) + 1):
-        x, y = left, float(place(0, number * step).split()[1])
+        y = float(place(0, number * step).split()[1])
         parts.append(
-            f'<path d="M{x} {y:.1f}H{width - right}" stroke="#888" stroke-opacity=".35"/>'
-            f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end">{number * step:.4g}</text>'
+            f'<path d="M{left} {y:.1f}H{width - right}" stroke="#888" stroke-opacity=".35"/>'
+            f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{number * step:.4g}</text>'
         )
     for fraction in (0, 0.25, 0.5, 0.75, 1):
         at = round(last_step * fraction)

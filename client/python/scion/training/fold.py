@@ -61,7 +61,8 @@ class Fold:
         for layer in layers:
             for projection in PROJECTIONS:
                 name = f"model.layers.{layer}.mlp.{projection}.weight"
-                folded[name] = parameters[name].requires_grad_(True)
+                folded[name] = parameters[name]
+                folded[name].requires_grad_(True)
                 if projection == "down_proj":
                     parameters[name].register_hook(lambda gradient: gradient * is_read)
         return folded
@@ -70,11 +71,15 @@ class Fold:
         """The folded FFNs' weights, by the names of their tensors."""
         return self._parameters
 
-    def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids [windows, tokens] -> [windows, tokens, vocab_size] fp32."""
+    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids [windows, tokens] -> [windows, tokens, hidden_size], what the head gets."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            logits = self.model(input_ids=ids.to(self.device), use_cache=False).logits
-        return logits.float()
+            return self.model.model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
+
+    @property
+    def head(self) -> torch.Tensor:
+        """[vocab_size, hidden_size] fp32."""
+        return self.model.lm_head.weight
 
     def hashes(self) -> dict[str, str]:
         """sha256 of every tensor's data on disk, by name."""

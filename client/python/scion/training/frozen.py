@@ -53,7 +53,7 @@ def file_hashes(path: pathlib.Path) -> dict[str, str]:
 
 def tensor_bytes(tensor: torch.Tensor, dtype: torch.dtype) -> memoryview:
     """What a file of that type would hold."""
-    return memoryview(tensor.detach().to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.detach().to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def tensor_hash(tensor: torch.Tensor, dtype: torch.dtype) -> str:

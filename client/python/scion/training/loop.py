@@ -23,7 +23,7 @@ from scion.training.curve import Point, csv
 from scion.training.errors import TrainingError
 from scion.training.optimizer import Optimizer
 from scion.training.progress import Progress, duration
-from scion.training.windows import Windows
+from scion.training.windows import Batches, HeldOut
 
 DECAY_FROM = 0.2  # of the run: the learning rate goes down in a line from there
 LEAST_RATE = 0.01  # of the learning rate, at the end
@@ -88,8 +88,8 @@ class Interrupted(TrainingError):
 
 def train(
     task: Task,
-    train: Windows,
-    held_out: Windows,
+    train: Batches,
+    held_out: HeldOut,
     settings: Settings,
     folder: pathlib.Path,
     fingerprint: dict[str, Any],
@@ -108,8 +108,8 @@ class _Run:
     def __init__(
         self,
         task: Task,
-        train: Windows,
-        held_out: Windows,
+        train: Batches,
+        held_out: HeldOut,
         settings: Settings,
         folder: pathlib.Path,
         fingerprint: dict[str, Any],

@@ -28,12 +28,12 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
     return parse
 
 
-def add_arguments(parser: argparse.ArgumentParser, learning_rate: float) -> None:
+def add_arguments(parser: argparse.ArgumentParser, learning_rate: float, needs_text: bool = True) -> None:
     text = parser.add_argument_group("text")
     text.add_argument(
         "--text",
         type=pathlib.Path,
-        required=True,
+        required=needs_text,
         help='a file or a folder of them: UTF-8, or .jsonl with a member "text" per line',
     )
     text.add_argument(
@@ -89,11 +89,11 @@ def add_arguments(parser: argparse.ArgumentParser, learning_rate: float) -> None
 
 
 def fingerprint_of(
-    arguments: argparse.Namespace, settings: Settings, text: PreparedText, window: int
+    arguments: argparse.Namespace, settings: Settings, text: PreparedText | None, window: int
 ) -> dict[str, Any]:
     """What must be the same for a run to be resumed; goes into the record, too."""
     return {
-        "text": text.notes["ids_sha256"],
+        "text": None if text is None else text.notes["ids_sha256"],
         "window": window,
         "batch": settings.batch_windows,
         "steps": settings.steps,

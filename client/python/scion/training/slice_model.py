@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from transformers import Cache
 
 from scion.modeling_scion import ScionExpertGroup, ScionForCausalLM, ScionSparseMLP
 from scion.training.errors import TrainingError
@@ -62,6 +63,22 @@ class SliceModel:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             logits = self.model(ids.to(self.device), use_cache=False).logits
         return logits.float()
+
+    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids [windows, tokens] -> [windows, tokens, hidden_size], what the head gets."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            return self.model.model(ids.to(self.device), use_cache=False).last_hidden_state
+
+    @property
+    def head(self) -> torch.Tensor:
+        """[vocab_size, hidden_size] fp32."""
+        return self.model.lm_head.weight
+
+    def next_logits(self, ids: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """ids [windows, tokens], which follow those in the cache -> [windows, vocab_size] fp32, after the last one."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            logits = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        return logits[:, 0].float()
 
     def losses(self, ids: torch.Tensor) -> torch.Tensor:
         """[windows]: nats per token, of all tokens but a window's first."""

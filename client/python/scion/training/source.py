@@ -103,7 +103,7 @@ class Source:
     @property
     def domains(self) -> dict[str, int]:
         """Number of experts by domain."""
-        return {domain["name"]: domain["num_experts"] for domain in self.config.domains}
+        return {domain["name"]: domain["num_experts"] for domain in self.config_json["domains"]}
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor as it is on disk. KeyError: there is none of that name."""
