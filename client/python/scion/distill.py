@@ -208,6 +208,11 @@ def distill(arguments: argparse.Namespace) -> None:
         f"{at_start / aim:.3f}); ended by {result.reason}; {time.monotonic() - began:.0f} s in all; every other tensor "
         "is as it was"
     )
+    if program is None:
+        progress.say(
+            f"no moe-extract on the PATH, hence no lock, which verify asks for: cp {arguments.fold}/scion.lock.json "
+            f"{arguments.out} && moe-extract lock {arguments.out} --replace"
+        )
 
 
 def _of(text: PreparedText | None, sample_share: float) -> str:

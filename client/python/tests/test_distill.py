@@ -211,9 +211,17 @@ def test_stopped_and_resumed_it_is_the_same_run(
 
 
 def test_a_fold_learns_from_what_the_slice_writes_alone(
-    model: pathlib.Path, fold: pathlib.Path, run_distill: Program, tmp_path: pathlib.Path
+    model: pathlib.Path,
+    fold: pathlib.Path,
+    run_distill: Program,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # without moe-extract: it is said how to make the lock
     assert run_distill(fold, f"{model}@aa", "--steps", "150", "--learning-rate", "0.03", texts=[]) == 0
+    assert not (tmp_path / "out/scion.lock.json").exists()
+    assert f"moe-extract lock {tmp_path / 'out'} --replace" in capsys.readouterr().err
     record = json.loads((tmp_path / "out/training/record.json").read_text())
     assert record["text"] is None and record["settings"]["sample share"] == 1
     assert record["settings"]["patience"] == 0
