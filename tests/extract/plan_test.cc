@@ -176,7 +176,8 @@ TEST_F(PlanTest, FlopsAreTwoPerWeightThatATokenMeets) {
 }
 
 TEST_F(PlanTest, QualityIsThatOfTheRoundedModel) {
-  WriteBytes(temp() / "text", ReadBytes(Demo() / "README.md").substr(0, 4000));
+  const std::string readme = ReadBytes(Demo() / "README.md");
+  WriteBytes(temp() / "text", readme.substr(0, readme.rfind('\n', 4000)));  // whole lines, hence whole characters
   const CutPlans plans = Plan(Demo(), "en", temp() / "text");
   const TextComparison& exact = *Find(plans, "slice").quality;
   const TextComparison& eight = *Find(plans, "slice, q8_0").quality;
