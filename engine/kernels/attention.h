@@ -125,7 +125,7 @@ constexpr int kStepValues = static_cast<int>(Dot::kStepActivationBytes / (Dot::k
 template <class Dot>
 SCION_KERNEL F32x16 StoreForDot(F32x16 x, int i, std::byte* out) {
   if constexpr (Dot::kForm == ActivationForm::kBF16) {
-    return StoreAsBf16(reinterpret_cast<uint16_t*>(out) + i, x);
+    return Dot::StoreActivations(reinterpret_cast<uint16_t*>(out) + i, x);
   } else {
     Store(reinterpret_cast<float*>(out) + i, x);
     return x;
@@ -252,14 +252,15 @@ inline void AttendTile(const KvTile& tile, int head_dim, int tokens, int first, 
     rescale[i] = largest - now;
     largest = now;
   }
-  Store(rescale, Exp(Load(rescale)));
+  Store(rescale, ExpOfNonPositive(Load(rescale)));
   alignas(64) std::byte prepared[kCount * kKvBlockTokens * sizeof(float)];
   for (int i = 0; i < kCount; ++i) {
     const F32x16 largest = Set1(queries.largest[first + i]);
     const float* w = weights + i * kKvBlockTokens;
-    const F32x16 low = StoreForDot<typename Kv::VDot>(Exp(Sub(Load(w), largest)), i * kKvBlockTokens, prepared);
+    const F32x16 low =
+        StoreForDot<typename Kv::VDot>(ExpOfNonPositive(Sub(Load(w), largest)), i * kKvBlockTokens, prepared);
     const F32x16 high =
-        StoreForDot<typename Kv::VDot>(Exp(Sub(Load(w + 16), largest)), i * kKvBlockTokens + 16, prepared);
+        StoreForDot<typename Kv::VDot>(ExpOfNonPositive(Sub(Load(w + 16), largest)), i * kKvBlockTokens + 16, prepared);
     float* sum = queries.sum + (first + i) * 16;
     Store(sum, MulAdd(Load(sum), Set1(rescale[i]), Add(low, high)));  // of the weights as rounded: they are 1 in all
   }
@@ -279,22 +280,28 @@ inline void AttendTileUpTo(int count, const KvTile& tile, int head_dim, int toke
   }
 }
 
-// Rows of one sequence at `position`, position + 1, ..., `heads` query heads of each; rows * heads <= kAttendHeads.
+// Rows of one sequence at `position`, position + 1, ..., of each `heads` query heads for each of `kv_heads` kv heads;
+// kv_heads * rows * heads <= kAttendHeads. Blocks outside, kv heads inside: heads lie side by side in a block, and the
+// longer the memory is read in one go, the faster.
 template <class Kv>
 inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, int position, int rows, int kv_head,
-                          int heads, const float* q, size_t q_stride, float scale, float* out, size_t out_stride) {
+                          int kv_heads, int heads, const float* q, size_t q_stride, float scale, float* out,
+                          size_t out_stride) {
   const int head_dim = planes.head_dim;
   const size_t head_bytes = planes.block_bytes / static_cast<size_t>(planes.num_kv_heads);
   const size_t head_offset = static_cast<size_t>(kv_head) * head_bytes;
-  const int row_floats = heads * head_dim;
+  const int group_floats = heads * head_dim;
   Queries queries;
-  for (int r = 0; r < rows; ++r) {
-    for (int i = 0; i < row_floats; i += 16) {
-      Store(queries.q + r * row_floats + i, Mul(Load(q + static_cast<size_t>(r) * q_stride + i), Set1(scale)));
+  for (int g = 0; g < kv_heads; ++g) {
+    for (int r = 0; r < rows; ++r) {
+      const float* from = q + static_cast<size_t>(r) * q_stride + g * group_floats;
+      float* to = queries.q + (g * rows + r) * group_floats;
+      for (int i = 0; i < group_floats; i += 16) Store(to + i, Mul(Load(from + i), Set1(scale)));
     }
   }
-  for (int i = 0; i < rows * row_floats; i += 16) Store(queries.out + i, Set1(0.0f));
-  for (int i = 0; i < rows * heads; ++i) {
+  const int count = rows * heads;
+  for (int i = 0; i < kv_heads * rows * group_floats; i += 16) Store(queries.out + i, Set1(0.0f));
+  for (int i = 0; i < kv_heads * count; ++i) {
     queries.largest[i] = -__builtin_inff();
     Store(queries.sum + i * 16, Set1(0.0f));
   }
@@ -302,25 +309,34 @@ inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, in
     const int block = begin / kKvBlockTokens;
     const int next_block = begin + kKvBlockTokens < position + rows ? block + 1 : block;
     const size_t base = static_cast<size_t>(block_table[block]) * planes.block_bytes + head_offset;
-    const size_t next = static_cast<size_t>(block_table[next_block]) * planes.block_bytes + head_offset;
-    const KvTile tile = {planes.k + base, planes.v + base, planes.k + next, planes.v + next};
-    if (begin + kKvBlockTokens <= position + 1) {
-      AttendTileUpTo<Kv, kAttendHeads>(rows * heads, tile, head_dim, kKvBlockTokens, 0, queries);
-      continue;
-    }
-    // Rows that end within the tile see different numbers of its tokens.
-    for (int r = 0; r < rows; ++r) {
-      const int tokens = position + r - begin + 1 < kKvBlockTokens ? position + r - begin + 1 : kKvBlockTokens;
-      if (tokens > 0) AttendTileUpTo<Kv, kAttendHeads>(heads, tile, head_dim, tokens, r * heads, queries);
+    const size_t next_base = static_cast<size_t>(block_table[next_block]) * planes.block_bytes + head_offset;
+    for (int g = 0; g < kv_heads; ++g) {
+      const size_t at = base + static_cast<size_t>(g) * head_bytes;
+      const size_t next = g + 1 < kv_heads ? at + head_bytes : next_base;
+      const KvTile tile = {planes.k + at, planes.v + at, planes.k + next, planes.v + next};
+      const int first = g * count;
+      if (begin + kKvBlockTokens <= position + 1) {
+        AttendTileUpTo<Kv, kAttendHeads>(count, tile, head_dim, kKvBlockTokens, first, queries);
+        continue;
+      }
+      // Rows that end within the tile see different numbers of its tokens.
+      for (int r = 0; r < rows; ++r) {
+        const int tokens = position + r - begin + 1 < kKvBlockTokens ? position + r - begin + 1 : kKvBlockTokens;
+        if (tokens > 0) {
+          AttendTileUpTo<Kv, kAttendHeads>(heads, tile, head_dim, tokens, first + r * heads, queries);
+        }
+      }
     }
   }
-  for (int r = 0; r < rows; ++r) {
-    for (int h = 0; h < heads; ++h) {
-      const int i = r * heads + h;
-      const F32x16 sum = Set1(ReduceAdd(Load(queries.sum + i * 16)));
-      for (int d = 0; d < head_dim; d += 16) {
-        Store(out + static_cast<size_t>(r) * out_stride + h * head_dim + d,
-              Div(Load(queries.out + i * head_dim + d), sum));
+  for (int g = 0; g < kv_heads; ++g) {
+    for (int r = 0; r < rows; ++r) {
+      float* to = out + static_cast<size_t>(r) * out_stride + g * group_floats;
+      for (int h = 0; h < heads; ++h) {
+        const int i = (g * rows + r) * heads + h;
+        const F32x16 sum = Set1(ReduceAdd(Load(queries.sum + i * 16)));
+        for (int d = 0; d < head_dim; d += 16) {
+          Store(to + h * head_dim + d, Div(Load(queries.out + i * head_dim + d), sum));
+        }
       }
     }
   }
@@ -329,29 +345,35 @@ inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, in
 // BDot: the tier's policy for bf16.
 template <class BDot>
 inline void Attend(const KvPlanes& planes, const int32_t* block_table, int position, int rows, int kv_head,
-                   int group_size, const float* q, size_t q_stride, float scale, float* out, size_t out_stride) {
-  const int rows_at_once = group_size >= kAttendHeads ? 1 : kAttendHeads / group_size;
-  for (int r = 0; r < rows; r += rows_at_once) {
-    const int count = rows - r < rows_at_once ? rows - r : rows_at_once;
-    for (int h = 0; h < group_size; h += kAttendHeads) {
-      const int heads = group_size - h < kAttendHeads ? group_size - h : kAttendHeads;
-      const size_t at = static_cast<size_t>(h * planes.head_dim);
-      const float* row_q = q + static_cast<size_t>(r) * q_stride + at;
-      float* row_out = out + static_cast<size_t>(r) * out_stride + at;
-      const auto attend = [&]<class Kv>(Kv) {
-        AttendQueries<Kv>(planes, block_table, position + r, count, kv_head, heads, row_q, q_stride, scale, row_out,
-                          out_stride);
-      };
-      switch (planes.type) {
-        case KvType::kBF16:
-          attend(Bf16Kv<BDot>());
-          break;
-        case KvType::kF16:
-          attend(F16Kv());
-          break;
-        case KvType::kF32:
-          attend(F32Kv());
-          break;
+                   int num_kv_heads, int group_size, const float* q, size_t q_stride, float scale, float* out,
+                   size_t out_stride) {
+  const int heads_at_once = SmallerOf(group_size, kAttendHeads);
+  const int rows_at_once = SmallerOf(rows, kAttendHeads / heads_at_once);
+  const int kv_heads_at_once = heads_at_once == group_size ? kAttendHeads / (heads_at_once * rows_at_once) : 1;
+  for (int g = 0; g < num_kv_heads; g += kv_heads_at_once) {
+    const int kv_heads = SmallerOf(kv_heads_at_once, num_kv_heads - g);
+    for (int r = 0; r < rows; r += rows_at_once) {
+      const int count = SmallerOf(rows_at_once, rows - r);
+      for (int h = 0; h < group_size; h += heads_at_once) {
+        const int heads = SmallerOf(heads_at_once, group_size - h);
+        const size_t at = static_cast<size_t>((g * group_size + h) * planes.head_dim);
+        const float* row_q = q + static_cast<size_t>(r) * q_stride + at;
+        float* row_out = out + static_cast<size_t>(r) * out_stride + at;
+        const auto attend = [&]<class Kv>(Kv) {
+          AttendQueries<Kv>(planes, block_table, position + r, count, kv_head + g, kv_heads, heads, row_q, q_stride,
+                            scale, row_out, out_stride);
+        };
+        switch (planes.type) {
+          case KvType::kBF16:
+            attend(Bf16Kv<BDot>());
+            break;
+          case KvType::kF16:
+            attend(F16Kv());
+            break;
+          case KvType::kF32:
+            attend(F32Kv());
+            break;
+        }
       }
     }
   }

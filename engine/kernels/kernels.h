@@ -156,14 +156,15 @@ struct KernelTable {
   // the cache's type.
   void (*write_kv)(const KvPlanes& planes, int32_t block, int slot, const float* k, const float* v);
   // Attention of `rows` tokens of one sequence at position, position + 1, ..., each over the positions up to its own,
-  // for one kv head and its group of query heads.
-  //   q, out: group_size * head_dim floats a row, rows q_stride and out_stride floats apart: the query heads that share
-  //   kv_head; out may not alias q
+  // for kv heads [kv_head, kv_head + num_kv_heads) and their groups of query heads.
+  //   q, out: num_kv_heads * group_size * head_dim floats a row, rows q_stride and out_stride floats apart: the query
+  //   heads in order, group_size for each kv head; out may not alias q
   //   block_table: block ids of the sequence, at least (position + rows - 1) / kKvBlockTokens + 1
   // Keys and values come from the cache only, those of these tokens included. A tier that multiplies bf16 by bf16
   // rounds the softmax's weights to bf16 where the cache is of that type.
   void (*attend)(const KvPlanes& planes, const int32_t* block_table, int position, int rows, int kv_head,
-                 int group_size, const float* q, size_t q_stride, float scale, float* out, size_t out_stride);
+                 int num_kv_heads, int group_size, const float* q, size_t q_stride, float scale, float* out,
+                 size_t out_stride);
 
   // ---- logits ----
   // log(sum(exp(x))) over n elements.

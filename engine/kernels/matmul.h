@@ -141,17 +141,17 @@ inline void MultiplyPanels(const PackedMatrix& gate, const PackedMatrix* up, con
     const std::byte* x = activations + static_cast<size_t>(row) * x_row_bytes;
     for (int panel = panel_begin; panel < panel_end; ++panel) {
       const std::byte* weights = gate.data + static_cast<size_t>(panel) * panel_bytes;
+      const int columns = SmallerOf(kPanelWidth, gate.out_features - panel * kPanelWidth);
       if (up == nullptr) {
-        MultiplyPanel<Panels>(weights, weights + panel_bytes, units, x, x_row_bytes, n, sums);
+        MultiplyPanel<Panels>(weights, weights + panel_bytes, units, x, x_row_bytes, n, columns, sums);
       } else {
         const std::byte* up_weights = up->data + static_cast<size_t>(panel) * panel_bytes;
-        MultiplyPanel<Panels>(weights, up_weights, units, x, x_row_bytes, n, sums);
-        MultiplyPanel<Panels>(up_weights, weights + panel_bytes, units, x, x_row_bytes, n, up_sums);
+        MultiplyPanel<Panels>(weights, up_weights, units, x, x_row_bytes, n, columns, sums);
+        MultiplyPanel<Panels>(up_weights, weights + panel_bytes, units, x, x_row_bytes, n, columns, up_sums);
       }
-      const int columns = SmallerOf(kPanelWidth, gate.out_features - panel * kPanelWidth);
       for (int r = 0; r < n; ++r) {
         float* out = y + static_cast<size_t>(row + r) * y_stride + static_cast<size_t>(panel) * kPanelWidth;
-        for (int c = 0; c < kPanelWidth; c += 16) {
+        for (int c = 0; c < columns; c += 16) {
           F32x16 v = Load(sums + r * kPanelWidth + c);
           if (up != nullptr) v = Mul(Silu(v), Load(up_sums + r * kPanelWidth + c));
           StoreLine(out + c, v, columns - c);

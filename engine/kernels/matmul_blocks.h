@@ -18,9 +18,10 @@ SCION_KERNEL void PrepareBlock(const float* x, int n, ActivationBlock* out) {
   const F32x16 low = LoadPartial(x, n < 16 ? n : 16);
   const F32x16 high = LoadPartial(x + 16, n < 16 ? 0 : n - 16);
   const F32x16 zero = Set1(0.0f);
-  const float largest = ReduceMax(Max(Max(low, Sub(zero, low)), Max(high, Sub(zero, high))));
-  const float sum_of_all = ReduceAdd(Add(low, high));  // NaN or infinite if any is
-  const bool finite = sum_of_all - sum_of_all == 0.0f && largest - largest == 0.0f;
+  const F32x16 abs_low = Max(low, Sub(zero, low)), abs_high = Max(high, Sub(zero, high));
+  const float largest = ReduceMax(Max(abs_low, abs_high));
+  const F32x16 infinity = Set1(__builtin_inff());
+  const bool finite = (MaskBits(Less(abs_low, infinity)) & MaskBits(Less(abs_high, infinity))) == 0xffff;
   const float scale = largest * (1.0f / 127.0f);
   const F32x16 inverse = Set1(finite && largest > 0.0f ? 127.0f / largest : 0.0f);
   // Adding 1.5 * 2^23 rounds to an integer, to nearest even; the sums of the integers are exact.

@@ -21,6 +21,10 @@ struct NativeBf16Dot {
   static SCION_KERNEL F32x16 Accumulate(F32x16 acc, const Weights& w, const Activation& x) {
     return _mm512_dpbf16_ps(acc, w, x);
   }
+  static SCION_KERNEL F32x16 StoreActivations(uint16_t* p, F32x16 x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
+    return LoadBf16(p);
+  }
 };
 
 }  // namespace

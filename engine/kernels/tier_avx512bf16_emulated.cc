@@ -25,6 +25,7 @@ struct EmulatedBf16Dot {
   static SCION_KERNEL F32x16 Accumulate(F32x16 acc, const Weights& w, const Activation& x) {
     return MulAdd(Even(w), Even(x), MulAdd(Odd(w), Odd(x), acc));
   }
+  static SCION_KERNEL F32x16 StoreActivations(uint16_t* p, F32x16 x) { return StoreAsBf16(p, x); }
 };
 
 }  // namespace

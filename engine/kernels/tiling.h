@@ -53,18 +53,18 @@ constexpr int Passes(int rows) {
   return kPanelLines / PassLines<Panels>(rows);
 }
 
-// All lines of a row tile; rows <= kRows.
+// The first `lines` lines of a row tile, or a few more; rows <= kRows.
 template <class Panels, int kRows>
-inline void AccumulateRows(int rows, const std::byte* weights, int units, const std::byte* x, size_t x_row_bytes,
-                           bool first, PrefetchStream& prefetch, float* sums) {
+inline void AccumulateRows(int rows, int lines, const std::byte* weights, int units, const std::byte* x,
+                           size_t x_row_bytes, bool first, PrefetchStream& prefetch, float* sums) {
   if (rows != kRows) {
     if constexpr (kRows > 1) {
-      AccumulateRows<Panels, kRows - 1>(rows, weights, units, x, x_row_bytes, first, prefetch, sums);
+      AccumulateRows<Panels, kRows - 1>(rows, lines, weights, units, x, x_row_bytes, first, prefetch, sums);
     }
     return;
   }
   constexpr int kLines = PassLines<Panels>(kRows);
-  for (int line = 0; line < kPanelLines; line += kLines) {
+  for (int line = 0; line < lines; line += kLines) {
     Panels::template AccumulateTile<kRows, kLines>(weights, line, units, x, x_row_bytes, first, prefetch,
                                                    sums + line * 16);
   }
@@ -81,21 +81,22 @@ struct PanelPart {
 // One pass over a part: weights come from memory as they are needed. The processor's own prefetchers see one ascending
 // stream and do best alone, but where Panels::kStreamAhead says otherwise (measured on Zen 4).
 template <class Panels>
-inline void StreamPart(const PanelPart& part, size_t x_row_bytes, int rows, float* sums) {
+inline void StreamPart(const PanelPart& part, size_t x_row_bytes, int rows, int lines, float* sums) {
   PrefetchStream prefetch = {part.weights + Panels::kStreamAhead, Panels::kStreamAhead > 0 ? kPanelLines : 0};
-  AccumulateRows<Panels, Panels::kRowsOfTile>(rows, part.weights, part.units, part.x, x_row_bytes, part.first, prefetch,
-                                              sums);
+  AccumulateRows<Panels, Panels::kRowsOfTile>(rows, lines, part.weights, part.units, part.x, x_row_bytes, part.first,
+                                              prefetch, sums);
 }
 
 // Several passes over a part: the first fetch what comes next while they compute, so that it will be found in L2.
 template <class Panels>
-inline void ReusePart(const PanelPart& part, size_t x_row_bytes, int rows, const std::byte* next, float* sums) {
+inline void ReusePart(const PanelPart& part, size_t x_row_bytes, int rows, int lines, const std::byte* next,
+                      float* sums) {
   constexpr int kTile = Panels::kRowsOfTile;
   const int passes = rows / kTile * Passes<Panels>(kTile) + (rows % kTile != 0 ? Passes<Panels>(rows % kTile) : 0);
   const std::byte* end = next + static_cast<size_t>(part.units) * Panels::kUnitBytes;
   PrefetchStream prefetch = {next, passes >= 4 ? 1 : 2};
   for (int r = 0; r < rows; r += kTile) {
-    AccumulateRows<Panels, kTile>(SmallerOf(kTile, rows - r), part.weights, part.units,
+    AccumulateRows<Panels, kTile>(SmallerOf(kTile, rows - r), lines, part.weights, part.units,
                                   part.x + static_cast<size_t>(r) * x_row_bytes, x_row_bytes, part.first, prefetch,
                                   sums + r * kPanelWidth);
     if (prefetch.at >= end) prefetch.lines = 0;
@@ -105,21 +106,23 @@ inline void ReusePart(const PanelPart& part, size_t x_row_bytes, int rows, const
 template <class Panels>
 constexpr int kPassUnits = static_cast<int>(kPassBytes / Panels::kUnitBytes);
 
-// sums [rows, kPanelWidth] = x panel^T, rows <= kMaxBlockRows. `next`: the panel that will be read after this one.
+// The first `columns` of sums [rows, kPanelWidth] = x panel^T, rows <= kMaxBlockRows; what is in the others has no
+// meaning. `next`: the panel that will be read after this one.
 template <class Panels>
 inline void MultiplyPanel(const std::byte* panel, const std::byte* next, int units, const std::byte* x,
-                          size_t x_row_bytes, int rows, float* sums) {
+                          size_t x_row_bytes, int rows, int columns, float* sums) {
+  const int lines = (columns + 15) / 16;
   for (int u = 0; u < units; u += kPassUnits<Panels>) {
     const PanelPart part = {.weights = panel + static_cast<size_t>(u) * Panels::kUnitBytes,
                             .x = x + static_cast<size_t>(u) * Panels::kUnitActivationBytes,
                             .units = SmallerOf(kPassUnits<Panels>, units - u),
                             .first = u == 0};
     if (rows <= Panels::kFullWidth) {
-      StreamPart<Panels>(part, x_row_bytes, rows, sums);
+      StreamPart<Panels>(part, x_row_bytes, rows, lines, sums);
     } else {
       const bool last = u + part.units == units;
-      ReusePart<Panels>(part, x_row_bytes, rows, last ? next : part.weights + kPassUnits<Panels> * Panels::kUnitBytes,
-                        sums);
+      ReusePart<Panels>(part, x_row_bytes, rows, lines,
+                        last ? next : part.weights + kPassUnits<Panels> * Panels::kUnitBytes, sums);
     }
   }
 }

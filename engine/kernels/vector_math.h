@@ -4,6 +4,17 @@
 namespace scion::kernels {
 namespace {
 
+// exp(r) for |r| <= ln 2 / 2.
+SCION_KERNEL F32x16 ExpOfRemainder(F32x16 r) {
+  F32x16 p = Set1(1.9875691500e-4f);
+  p = MulAdd(p, r, Set1(1.3981999507e-3f));
+  p = MulAdd(p, r, Set1(8.3334519073e-3f));
+  p = MulAdd(p, r, Set1(4.1665795894e-2f));
+  p = MulAdd(p, r, Set1(1.6666665459e-1f));
+  p = MulAdd(p, r, Set1(5.0000001201e-1f));
+  return Add(MulAdd(p, Mul(r, r), r), Set1(1.0f));
+}
+
 // Within 2 units in the last place; exactly 0 below -86.9 (and of -inf), +inf on overflow, NaN of NaN.
 SCION_KERNEL F32x16 Exp(F32x16 x) {
   const F32x16 low = Set1(-86.9f);
@@ -15,19 +26,26 @@ SCION_KERNEL F32x16 Exp(F32x16 x) {
   const F32x16 n = Sub(shifted, magic);
   F32x16 r = NegMulAdd(n, Set1(0.693359375f), clamped);
   r = NegMulAdd(n, Set1(-2.12194440e-4f), r);
-  F32x16 p = Set1(1.9875691500e-4f);
-  p = MulAdd(p, r, Set1(1.3981999507e-3f));
-  p = MulAdd(p, r, Set1(8.3334519073e-3f));
-  p = MulAdd(p, r, Set1(4.1665795894e-2f));
-  p = MulAdd(p, r, Set1(1.6666665459e-1f));
-  p = MulAdd(p, r, Set1(5.0000001201e-1f));
-  p = Add(MulAdd(p, Mul(r, r), r), Set1(1.0f));
+  F32x16 p = ExpOfRemainder(r);
   // times 2^(n-1), then doubled: 2^128 is not a float, but a result near the largest float is one.
   p = Mul(p, FromBits(ShiftLeft<23>(AddBits(Bits(shifted), 126))));
   p = Add(p, p);
   p = Select(Less(x, low), Set1(0.0f), p);
   p = Select(Less(high, x), Set1(__builtin_inff()), p);
   return Select(IsNan(x), x, p);
+}
+
+// The same for x <= 0, in fewer steps: exactly 0 below -86.9, NaN of NaN.
+SCION_KERNEL F32x16 ExpOfNonPositive(F32x16 x) {
+  const F32x16 low = Set1(-86.9f);
+  const F32x16 clamped = Max(low, x);  // in this order a NaN stays one
+  const F32x16 magic = Set1(12582912.0f);
+  const F32x16 shifted = MulAdd(clamped, Set1(1.44269504f), magic);
+  const F32x16 n = Sub(shifted, magic);
+  F32x16 r = NegMulAdd(n, Set1(0.693359375f), clamped);
+  r = NegMulAdd(n, Set1(-2.12194440e-4f), r);
+  const F32x16 p = Mul(ExpOfRemainder(r), FromBits(ShiftLeft<23>(AddBits(Bits(shifted), 127))));
+  return Select(Less(x, low), Set1(0.0f), p);
 }
 
 // x / (1 + exp(-x))

@@ -125,7 +125,10 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
   t->groups_.reserve(max_groups);
   const size_t expert_panels = static_cast<size_t>(kernels::NumPanels(widest));
   const int widest_alone = std::max({s.vocab_size, static_cast<int>(t->qkv_width_), static_cast<int>(experts)});
-  t->tasks_.reserve(std::max(max_groups * expert_panels, static_cast<size_t>(kernels::NumPanels(widest_alone))));
+  const size_t alone_panels = static_cast<size_t>(kernels::NumPanels(widest_alone) + kMaxMatrices);
+  const size_t few_panels = static_cast<size_t>(2 * pool.num_threads() * kMaxRowRanges);
+  t->tasks_.reserve(std::max({max_groups * expert_panels, alone_panels, few_panels}));
+  t->matmuls_.reserve(static_cast<size_t>(kMaxMatrices * kMaxRowRanges));
   return t;
 }
 
@@ -167,29 +170,44 @@ void Transformer::ForRows(int rows, Fn&& fn, int rows_per_task) {
   });
 }
 
-void Transformer::MatMul(const PackedMatrix& w, const std::byte* activations, int rows, float* y, size_t y_stride) {
-  SplitGroups(std::array{RowRange{0, rows}}, kernels::NumPanels(w.out_features));
+void Transformer::MatMul(std::span<const PackedMatrix> matrices, const std::byte* activations, int rows, float* y,
+                         size_t y_stride) {
+  const size_t row_bytes = RowBytes(matrices[0]);
+  // Too few panels for all threads, a gate's: shared out by rows too.
+  int num_panels = 0;
+  for (const PackedMatrix& w : matrices) num_panels += kernels::NumPanels(w.out_features);
+  const int ranges = num_panels < 2 * pool_.num_threads() ? std::clamp(rows / kRowsPerTask, 1, kMaxRowRanges) : 1;
+  matmuls_.clear();
+  for (const PackedMatrix& w : matrices) {
+    for (int i = 0; i < ranges; ++i) matmuls_.push_back({&w, rows * i / ranges, rows * (i + 1) / ranges, y});
+    y += w.out_features;
+  }
+  SplitGroups(matmuls_, [](const MatrixRows& m) { return kernels::NumPanels(m.matrix->out_features); });
   pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
     const MatMulTask& t = tasks_[static_cast<size_t>(task)];
-    k_.matmul(w, activations, rows, t.panel_begin, t.panel_end, y, y_stride);
+    const MatrixRows& m = matmuls_[static_cast<size_t>(t.group)];
+    const size_t begin = static_cast<size_t>(m.begin);
+    k_.matmul(*m.matrix, activations + begin * row_bytes, m.end - m.begin, t.panel_begin, t.panel_end,
+              m.y + begin * y_stride, y_stride);
   });
 }
 
 // Below so many rows, a panel takes as long as its weights take from memory.
 constexpr int kMemoryBoundRows = 8;
 
-template <typename Groups>
-void Transformer::SplitGroups(const Groups& groups, int num_panels) {
+template <typename Groups, typename NumPanels>
+void Transformer::SplitGroups(const Groups& groups, NumPanels&& num_panels) {
   const auto panel_cost = [](const auto& group) { return std::max(group.end - group.begin, kMemoryBoundRows); };
   int64_t left = 0;
-  for (const auto& group : groups) left += int64_t{panel_cost(group)} * num_panels;
+  for (const auto& group : groups) left += int64_t{panel_cost(group)} * num_panels(group);
   const int64_t shares = 2 * pool_.num_threads();
   tasks_.clear();
   for (int g = 0; g < static_cast<int>(groups.size()); ++g) {
     const int64_t cost = panel_cost(groups[static_cast<size_t>(g)]);
-    for (int begin = 0; begin < num_panels;) {
+    const int all = num_panels(groups[static_cast<size_t>(g)]);
+    for (int begin = 0; begin < all;) {
       const int64_t panels = std::max<int64_t>(1, left / (shares * cost));
-      const int end = static_cast<int>(std::min<int64_t>(num_panels, begin + panels));
+      const int end = static_cast<int>(std::min<int64_t>(all, begin + panels));
       tasks_.push_back({g, begin, end});
       left -= cost * (end - begin);
       begin = end;
@@ -239,11 +257,7 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
                 spec_.rms_norm_eps, hidden, norm);
     Prepare(w.qkv[0], norm, activations_.data() + static_cast<size_t>(row) * hidden_bytes);
   });
-  size_t column = 0;
-  for (const PackedMatrix& part : w.qkv) {
-    MatMul(part, activations_.data(), rows, qkv_.as<float>() + column, width);
-    column += static_cast<size_t>(part.out_features);
-  }
+  MatMul(w.qkv, activations_.data(), rows, qkv_.as<float>(), width);
 
   // All keys and values of the step are in the cache before any query reads it: attention sees them as rounded to the
   // cache's type, those of its own chunk too.
@@ -278,17 +292,22 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
 
   const int group = a.num_heads / a.num_kv_heads;
   const float scale = 1.0f / std::sqrt(static_cast<float>(a.head_dim));
-  const int row_tasks = (rows + kRowsPerTask - 1) / kRowsPerTask;
-  pool_.ParallelFor(row_tasks * a.num_kv_heads, [&](int task, int) {
-    const int head = task % a.num_kv_heads;
-    const int begin = task / a.num_kv_heads * kRowsPerTask;
+  // A task reads some heads side by side, which is faster than one, of as many rows as leave each thread a few tasks.
+  const int heads_per_task = std::clamp(rows * a.num_kv_heads / pool_.num_threads(), 1, kKvHeadsPerTask);
+  const int head_tasks = (a.num_kv_heads + heads_per_task - 1) / heads_per_task;
+  const int rows_per_task = std::clamp(rows * head_tasks / (4 * pool_.num_threads()), 1, kRowsPerTask);
+  const int row_tasks = (rows + rows_per_task - 1) / rows_per_task;
+  pool_.ParallelFor(row_tasks * head_tasks, [&](int task, int) {
+    const int head = task % head_tasks * heads_per_task;
+    const int heads = std::min(heads_per_task, a.num_kv_heads - head);
+    const int begin = task / head_tasks * rows_per_task;
     const size_t head_column = static_cast<size_t>(head * group * a.head_dim);
-    const int end = std::min(rows, begin + kRowsPerTask);
+    const int end = std::min(rows, begin + rows_per_task);
     for (int row = begin; row < end;) {
       const size_t r = static_cast<size_t>(row);
       const StepChunk& chunk = batch.chunks[static_cast<size_t>(row_chunk_[r])];
       const int count = std::min(end, chunk.row_begin + chunk.num_rows) - row;
-      k_.attend(planes, chunk.blocks.data(), row_position_[r], count, head, group,
+      k_.attend(planes, chunk.blocks.data(), row_position_[r], count, head, heads, group,
                 qkv_.as<float>() + r * width + head_column, width, scale,
                 attention_.as<float>() + r * q_width + head_column, q_width);
       row += count;
@@ -300,7 +319,7 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
     Prepare(w.o, attention_.as<float>() + static_cast<size_t>(row) * q_width,
             activations_.data() + static_cast<size_t>(row) * attention_bytes);
   });
-  MatMul(w.o, activations_.data(), rows, ffn_out_.as<float>(), static_cast<size_t>(hidden));
+  MatMul({&w.o, 1}, activations_.data(), rows, ffn_out_.as<float>(), static_cast<size_t>(hidden));
   ForRows(rows, [&](int row, int) {
     const size_t at = static_cast<size_t>(row) * static_cast<size_t>(hidden);
     k_.add_scaled(x_.as<float>() + at, ffn_out_.as<float>() + at, 1.0f, hidden);
@@ -320,7 +339,7 @@ void Transformer::RouteByGate(int rows, int layer) {
     Prepare(w.gate, norm, norm_rows_.data() + r * norm_bytes);
   });
   const size_t experts = static_cast<size_t>(w.gate.out_features);
-  MatMul(w.gate, norm_rows_.data(), rows, gate_scores_.as<float>(), experts);
+  MatMul({&w.gate, 1}, norm_rows_.data(), rows, gate_scores_.as<float>(), experts);
   const size_t k = static_cast<size_t>(f.num_experts_per_tok);
   ForRows(rows, [&](int row, int) {
     const size_t r = static_cast<size_t>(row);
@@ -375,7 +394,7 @@ void Transformer::Ffn(int rows, int layer) {
   });
 
   const size_t width = static_cast<size_t>(f.intermediate_size);
-  SplitGroups(groups_, kernels::NumPanels(f.intermediate_size));
+  SplitGroups(groups_, [&](const FfnGroup&) { return kernels::NumPanels(f.intermediate_size); });
   pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
     const MatMulTask& t = tasks_[static_cast<size_t>(task)];
     const FfnGroup& g = groups_[static_cast<size_t>(t.group)];
@@ -389,7 +408,7 @@ void Transformer::Ffn(int rows, int layer) {
     Prepare(w.ffn[0].down, ffn_hidden_.as<float>() + static_cast<size_t>(entry) * width,
             activations_.data() + static_cast<size_t>(entry) * out_bytes);
   });
-  SplitGroups(groups_, kernels::NumPanels(hidden));
+  SplitGroups(groups_, [&](const FfnGroup&) { return kernels::NumPanels(hidden); });
   pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
     const MatMulTask& t = tasks_[static_cast<size_t>(task)];
     const FfnGroup& g = groups_[static_cast<size_t>(t.group)];
@@ -437,7 +456,7 @@ void Transformer::Forward(const StepBatch& batch, KvCache& cache) {
 void Transformer::Logits(int first, int count, float* out) {
   assert(count <= options_.max_logit_rows);
   const size_t bytes = RowBytes(weights_.lm_head);
-  MatMul(weights_.lm_head, logit_activations_.data() + static_cast<size_t>(first) * bytes, count, out,
+  MatMul({&weights_.lm_head, 1}, logit_activations_.data() + static_cast<size_t>(first) * bytes, count, out,
          static_cast<size_t>(spec_.vocab_size));
 }
 

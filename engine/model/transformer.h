@@ -36,11 +36,16 @@ class Transformer final : public Model {
   // Rows of one task in the element-wise loops, and of one task in attention: a decode step of a few rows is one task
   // and wakes nobody, a prefill makes enough tasks to even out.
   static constexpr int kRowsPerTask = 8;
+  static constexpr int kKvHeadsPerTask = 4;
+  static constexpr int kMaxMatrices = 3;  // of one MatMul: q, k and v
+  static constexpr int kMaxRowRanges = 16;
 
-  // Rows [begin, end) of a matmul's input.
-  struct RowRange {
+  // Rows [begin, end) of a matmul's input, and where row 0 of this matrix' output lies.
+  struct MatrixRows {
+    const kernels::PackedMatrix* matrix;
     int begin;
     int end;
+    float* y;
   };
   // Rows [begin, end) of an FFN's sorted input that share the weights.
   struct FfnGroup {
@@ -74,12 +79,13 @@ class Transformer final : public Model {
   void Prepare(const kernels::PackedMatrix& w, const float* x, std::byte* out) const {
     k_.prepare_activations(FormOf(w), x, 0, nullptr, 1, w.in_features, out);
   }
-  // y = a W^T, panels shared out over the threads.
-  void MatMul(const kernels::PackedMatrix& w, const std::byte* activations, int rows, float* y, size_t y_stride);
-  // Fills tasks_ with the panels of all groups, in order: large pieces first, for a stream of weights is read best in
-  // one go, and ever smaller ones, so that the threads end together.
-  template <typename Groups>
-  void SplitGroups(const Groups& groups, int num_panels);
+  // y = a W^T for matrices of one input, their outputs side by side: panels shared out over the threads.
+  void MatMul(std::span<const kernels::PackedMatrix> matrices, const std::byte* activations, int rows, float* y,
+              size_t y_stride);
+  // Fills tasks_ with the num_panels(group) panels of all groups, in order: large pieces first, for a stream of weights
+  // is read best in one go, and ever smaller ones, so that the threads end together.
+  template <typename Groups, typename NumPanels>
+  void SplitGroups(const Groups& groups, NumPanels&& num_panels);
   // Calls fn(row, thread) for rows [0, rows).
   template <typename Fn>
   void ForRows(int rows, Fn&& fn, int rows_per_task = kRowsPerTask);
@@ -114,6 +120,7 @@ class Transformer final : public Model {
   std::vector<int32_t> chosen_experts_;  // [V]
   std::vector<float> chosen_weights_;
   std::vector<FfnGroup> groups_;
+  std::vector<MatrixRows> matmuls_;
   std::vector<MatMulTask> tasks_;
 
   // [sparse layer][expert of all domains]

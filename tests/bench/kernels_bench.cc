@@ -118,7 +118,7 @@ void Attend(benchmark::State& state, const KernelTable& k, KvType type, int grou
   const std::vector<float> q(static_cast<size_t>(group * head_dim), 0.01f);
   std::vector<float> out(q.size());
   for (auto _ : state) {
-    k.attend(planes, table.data(), context - 1, 1, 0, group, q.data(), 0, 0.1f, out.data(), 0);
+    k.attend(planes, table.data(), context - 1, 1, 0, 1, group, q.data(), 0, 0.1f, out.data(), 0);
     benchmark::DoNotOptimize(out.data());
   }
   state.SetBytesProcessed(static_cast<int64_t>(state.iterations() * 2 * block_bytes * static_cast<size_t>(blocks)));

@@ -68,7 +68,7 @@ class AttentionTest : public ::testing::TestWithParam<NamedTable> {
 
   std::vector<float> Attend(const Cache& cache, int position, int kv_head, int group, const std::vector<float>& q) {
     std::vector<float> out(q.size(), -99.0f);
-    kernels().attend(cache.planes, cache.block_table.data(), position, 1, kv_head, group, q.data(), 0,
+    kernels().attend(cache.planes, cache.block_table.data(), position, 1, kv_head, 1, group, q.data(), 0,
                      1.0f / std::sqrt(static_cast<float>(cache.planes.head_dim)), out.data(), 0);
     return out;
   }
@@ -172,7 +172,7 @@ TEST_P(AttentionTest, RowsTogetherHaveTheBitsOfEachAlone) {
       for (auto [position, rows] : {std::pair{0, 1}, {0, 8}, {0, 40}, {27, 9}, {31, 2}, {32, 5}, {60, 40}, {149, 1}}) {
         std::vector<float> out(static_cast<size_t>(rows) * out_stride, -99.0f);
         const float scale = 1.0f / std::sqrt(static_cast<float>(kHeadDim));
-        kernels().attend(cache.planes, cache.block_table.data(), position, rows, 1, group, q.data(), q_stride, scale,
+        kernels().attend(cache.planes, cache.block_table.data(), position, rows, 1, 1, group, q.data(), q_stride, scale,
                          out.data(), out_stride);
         for (int r = 0; r < rows; ++r) {
           const std::vector<float> one(q.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(r) * q_stride),
@@ -182,6 +182,43 @@ TEST_P(AttentionTest, RowsTogetherHaveTheBitsOfEachAlone) {
           ASSERT_TRUE(SameBytes(alone.data(), row, width * sizeof(float)))
               << "group " << group << " position " << position << " row " << r << " of " << rows;
           for (size_t i = width; i < out_stride; ++i) ASSERT_EQ(row[i], -99.0f);
+        }
+      }
+    }
+  }
+}
+
+// So have kv heads that are asked for together.
+TEST_P(AttentionTest, KvHeadsTogetherHaveTheBitsOfEachAlone) {
+  constexpr int kHeadDim = 48, kHeads = 6, kFirst = 1;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(kHeadDim));
+  for (KvType type : kAllKvTypes) {
+    const Sequence sequence(100, kHeads, kHeadDim, 70);
+    const Cache cache(type, kHeads, kHeadDim, 4, 3);
+    sequence.WriteTo(kernels(), cache);
+    for (int group : {1, 2, 3, 5, 9}) {
+      const size_t group_floats = static_cast<size_t>(group * kHeadDim);
+      const size_t stride = 5 * group_floats + 7;
+      const std::vector<float> q = RandomFloats(8 * stride, 71);
+      for (int heads : {1, 2, 3, 5}) {
+        for (auto [position, rows] : {std::pair{0, 1}, {31, 1}, {70, 1}, {95, 1}, {30, 2}, {64, 3}, {60, 8}}) {
+          std::vector<float> out(8 * stride, -99.0f);
+          kernels().attend(cache.planes, cache.block_table.data(), position, rows, kFirst, heads, group, q.data(),
+                           stride, scale, out.data(), stride);
+          for (int r = 0; r < rows; ++r) {
+            for (int h = 0; h < heads; ++h) {
+              const size_t at = static_cast<size_t>(r) * stride + static_cast<size_t>(h) * group_floats;
+              const auto begin = q.begin() + static_cast<ptrdiff_t>(at);
+              const std::vector<float> one(begin, begin + static_cast<ptrdiff_t>(group_floats));
+              const std::vector<float> alone = Attend(cache, position + r, kFirst + h, group, one);
+              ASSERT_TRUE(SameBytes(alone.data(), &out[at], group_floats * sizeof(float)))
+                  << "group " << group << " position " << position << " row " << r << " of " << rows << " head " << h
+                  << " of " << heads;
+            }
+            for (size_t i = static_cast<size_t>(heads) * group_floats; i < stride; ++i) {
+              ASSERT_EQ(out[static_cast<size_t>(r) * stride + i], -99.0f);
+            }
+          }
         }
       }
     }
