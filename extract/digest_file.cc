@@ -4,23 +4,22 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <functional>
 #include <list>
-#include <memory>
-#include <new>
 #include <optional>
 #include <ranges>
 #include <thread>
 
+#include "engine/base/aligned_buffer.h"
 #include "engine/base/sha256.h"
 #include "engine/base/status.h"
+#include "extract/copy_source.h"
 
 namespace scion {
 namespace {
 
-constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
-constexpr uint64_t kSlots = 8;  // pieces in memory at a time
+constexpr uint64_t kPieceBytes = uint64_t{2} << 20;  // a huge page: one stretch of memory to the disk
+constexpr uint64_t kSlots = 8;                       // pieces in memory at a time
 
 std::atomic<bool> cancel_requested{false};
 static_assert(std::atomic<bool>::is_always_lock_free);  // a signal handler sets it
@@ -79,25 +78,24 @@ class Count {
 // The pieces of a file, in memory one after the other.
 class Pieces {
  public:
-  explicit Pieces(uint64_t size)
-      : size_(size), slots_(static_cast<std::byte*>(std::aligned_alloc(kDirectAlignment, Slots() * kPieceBytes))) {
-    if (slots_ == nullptr) throw std::bad_alloc();
+  static absl::StatusOr<Pieces> Create(uint64_t size) {
+    const uint64_t pieces = std::clamp<uint64_t>(PiecesOf(size), 1, kSlots);
+    SCION_ASSIGN_OR_RETURN(AlignedBuffer slots, AlignedBuffer::Create(pieces * kPieceBytes, "pieces of a file"));
+    return Pieces(size, std::move(slots));
   }
 
-  uint64_t count() const { return (size_ + kPieceBytes - 1) / kPieceBytes; }
+  uint64_t count() const { return PiecesOf(size_); }
   // Of piece `i`; piece i + kSlots has the same place.
   std::span<std::byte> Place(uint64_t i) {
-    return {slots_.get() + i % kSlots * kPieceBytes, std::min(kPieceBytes, size_ - i * kPieceBytes)};
+    return {slots_.data() + i % kSlots * kPieceBytes, std::min(kPieceBytes, size_ - i * kPieceBytes)};
   }
 
  private:
-  uint64_t Slots() const { return std::clamp<uint64_t>(count(), 1, kSlots); }
-  struct Free {
-    void operator()(std::byte* p) const { std::free(p); }
-  };
+  Pieces(uint64_t size, AlignedBuffer slots) : size_(size), slots_(std::move(slots)) {}
+  static uint64_t PiecesOf(uint64_t size) { return (size + kPieceBytes - 1) / kPieceBytes; }
 
   uint64_t size_;
-  std::unique_ptr<std::byte, Free> slots_;
+  AlignedBuffer slots_;
 };
 
 // What is done with every piece, in order, once it has been read.
@@ -107,10 +105,13 @@ struct Consumer {
   absl::Status status = {};
 };
 
+// Fills `out` with the file's bytes from `begin` on.
+using ReadFunction = std::function<absl::Status(uint64_t begin, std::span<std::byte> out)>;
+
 // Reads the file while each consumer works in a thread of its own, the first in the caller's. After an error, of the
 // reading or a consumer, which is returned, nothing more is done.
-absl::Status ReadPieces(const ReadOnlyFile& file, std::list<Consumer>& consumers) {
-  Pieces pieces(file.size());
+absl::Status ReadPieces(const ReadOnlyFile& file, const ReadFunction& read_piece, std::list<Consumer>& consumers) {
+  SCION_ASSIGN_OR_RETURN(Pieces pieces, Pieces::Create(file.size()));
   Count read;
   std::atomic<bool> stop = false;
   // All stages count through to the end, so that none waits for one that has stopped.
@@ -136,7 +137,7 @@ absl::Status ReadPieces(const ReadOnlyFile& file, std::list<Consumer>& consumers
             for (const Consumer& consumer : consumers) consumer.done.WaitFor(i + 1 - std::min(i + 1, kSlots));
           },
           [&](uint64_t i) {
-            if (!cancel_requested) return file.Read(i * kPieceBytes, pieces.Place(i));
+            if (!cancel_requested) return read_piece(i * kPieceBytes, pieces.Place(i));
             return absl::CancelledError(absl::StrCat("interrupted while reading ", file.path().string()));
           });
     });
@@ -156,7 +157,8 @@ bool CancelRequested() { return cancel_requested; }
 
 absl::StatusOr<FileDigest> DigestFile(const ReadOnlyFile& file, std::span<const TensorInfo> tensors, NewFile* copy,
                                       Progress& progress) {
-  // More than that (POSIX_FADV_WILLNEED) costs half of the speed: pages leave the cache before they are copied.
+  // For what comes through the page cache. More than that (POSIX_FADV_WILLNEED) costs half of the speed: pages leave
+  // the cache before they are copied.
   ::posix_fadvise(file.fd(), 0, 0, POSIX_FADV_SEQUENTIAL);
   Sha256 whole;
   TensorHasher tensor_hasher(tensors);
@@ -176,7 +178,13 @@ absl::StatusOr<FileDigest> DigestFile(const ReadOnlyFile& file, std::span<const 
       return absl::OkStatus();
     });
   }
-  SCION_RETURN_IF_ERROR(ReadPieces(file, consumers));
+  // What is only hashed is likely to be read again, and may stay in the page cache.
+  std::optional<CopySource> source;
+  if (copy != nullptr) source.emplace(file);
+  const auto read_piece = [&](uint64_t begin, std::span<std::byte> out) {
+    return source.has_value() ? source->Read(begin, out) : file.Read(begin, out);
+  };
+  SCION_RETURN_IF_ERROR(ReadPieces(file, read_piece, consumers));
   return FileDigest{.bytes = file.size(), .sha256 = whole.FinishHex(), .tensor_sha256 = tensor_hasher.Finish()};
 }
 

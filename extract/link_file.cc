@@ -29,8 +29,8 @@ int Reflink(const ReadOnlyFile& file, const std::filesystem::path& path) {
   return error;
 }
 
-// The file that is open, whatever has come to be at its name. Its data are on the disk before it has a second name; that
-// name is as durable as its directory.
+// The file that is open, whatever has come to be at its name. Its data are on the disk before it has a second name;
+// that name is as durable as its directory.
 int HardLink(const ReadOnlyFile& file, const std::filesystem::path& path) {
   if (::fdatasync(file.fd()) != 0) return errno;
   const std::string opened = absl::StrCat("/proc/self/fd/", file.fd());

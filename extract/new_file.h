@@ -4,14 +4,13 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <filesystem>
-#include <memory>
 #include <span>
 #include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/base/aligned_buffer.h"
 
 namespace scion {
 
@@ -26,7 +25,7 @@ class NewFile {
   NewFile& operator=(NewFile&& other) = delete;
   ~NewFile();  // closes; an unfinished file stays where it is, for its directory to be removed
 
-  // What does not fill a buffer of 1 MiB waits for the next call, or Finish.
+  // What does not fill a buffer of 2 MiB waits for the next call, or Finish.
   absl::Status Append(std::span<const std::byte> bytes);
   // Down to the disk, and closed.
   absl::Status Finish();
@@ -39,13 +38,9 @@ class NewFile {
   absl::Status Write(std::span<const std::byte> bytes);
   absl::Status SetDirect(bool direct);
 
-  struct Free {
-    void operator()(std::byte* p) const;
-  };
-
   int fd_;
   std::filesystem::path path_;
-  std::unique_ptr<std::byte, Free> buffer_;  // 1 MiB, once it is needed
+  AlignedBuffer buffer_;  // 2 MiB, once it is needed
   size_t buffered_ = 0;
   bool direct_ = false;     // the descriptor's O_DIRECT
   bool can_direct_ = true;  // until the file system refuses

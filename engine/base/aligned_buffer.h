@@ -1,4 +1,4 @@
-// A large block of zeroed memory, 64-byte aligned, with huge pages where the system grants them.
+// A large block of zeroed memory aligned to a page, with huge pages where the system grants them.
 #pragma once
 
 #include <cstddef>
