@@ -111,11 +111,8 @@ absl::Status LayerwiseForward::AttendWindows(int layer, const TokenBatch& batch,
       k.write_kv(planes, table[static_cast<size_t>(t / kernels::kKvBlockTokens)], t % kernels::kKvBlockTokens,
                  row + q_width, row + q_width + kv_width);
     }
-    for (int head = 0; head < a.num_kv_heads; ++head) {
-      const int column = head * group * a.head_dim;
-      k.attend(planes, table.data(), 0, count, head, group, qkv.row(begin).data() + column,
-               static_cast<size_t>(qkv.cols), scale, out.row(begin).data() + column, static_cast<size_t>(out.cols));
-    }
+    k.attend(planes, table.data(), 0, count, 0, a.num_kv_heads, group, qkv.row(begin).data(),
+             static_cast<size_t>(qkv.cols), scale, out.row(begin).data(), static_cast<size_t>(out.cols));
   });
   return absl::OkStatus();
 }
