@@ -10,9 +10,9 @@ namespace {
 
 // A step's time varies from one to the next, and a token is on its way for a while after its step.
 constexpr double kShareOfTarget = 0.85;
-// So many times as long as decodes alone may take a step at least: with less, 128 tokens of prompt for 64 of answer
-// come in no faster than their answers end, and the queue only grows.
-constexpr double kLeastTimeOverDecodes = 1.75;
+// So many times as long as decodes alone may take a step at least: with 1.5 and less, 128 tokens of prompt for 64 of
+// answer come in no faster than their answers end, and the queue only grows.
+constexpr double kLeastTimeOverDecodes = 1.55;
 // So many targets at most, on account of sequences that do not decode yet.
 constexpr double kMostTargets = 2;
 constexpr double kNewest = 0.3;  // weight of the newest measurement
@@ -61,11 +61,18 @@ double StepBudget::LeastSecondsOf(int rows) const {
   return least;
 }
 
+double StepBudget::LikelySecondsOf(int rows) const {
+  const double least = LeastSecondsOf(rows);
+  const auto above = std::find_if(points_.begin(), points_.end(), [rows](const Point& p) { return p.rows >= rows; });
+  const double most = above == points_.end() ? points_.back().seconds : above->seconds * rows / above->rows;
+  return std::sqrt(least * std::max(least, most));
+}
+
 int StepBudget::Rows(int decode_rows, int sequences) const {
   if (std::isinf(points_.front().seconds)) return max_rows_;
   const double seconds =
       std::max({target_seconds_, kLeastTimeOverDecodes * LeastSecondsOf(decode_rows),
-                std::min(kMostTargets * target_seconds_, kLeastTimeOverDecodes * LeastSecondsOf(sequences))});
+                std::min(kMostTargets * target_seconds_, kLeastTimeOverDecodes * LikelySecondsOf(sequences))});
   const auto above =
       std::find_if(points_.begin(), points_.end(), [seconds](const Point& p) { return p.seconds > seconds; });
   if (above == points_.end()) return max_rows_;

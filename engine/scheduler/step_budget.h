@@ -22,8 +22,8 @@ class StepBudget {
   void StepTook(int rows, absl::Duration time);
   // Of a step in which `decode_rows` rows decode, while `sequences` (those included) decode or will, once their prompts
   // are computed. As many as end within the target; but where that would leave prompts too little, a step may take
-  // - three quarters longer than its decodes alone,
-  // - up to twice the target: three quarters longer than all the sequences' decodes together would.
+  // - half as long again as its decodes alone, and a little more,
+  // - up to twice the target: half as long again as all the sequences' decodes together would.
   // For a server that lets prompts trickle in order to keep a target that is too low for its load keeps everybody
   // waiting: few decode in steps that are hardly cheaper than those of many. At least 1, at most max_rows; max_rows as
   // long as nothing has been measured.
@@ -38,6 +38,9 @@ class StepBudget {
 
   // What so many rows take at least, as far as measurements tell.
   double LeastSecondsOf(int rows) const;
+  // Between the least and the most, at equal ratios to both. So many sequences may never have decoded together: taken
+  // for as quick as the least, they never would, for their prompts were held back so that few decode.
+  double LikelySecondsOf(int rows) const;
 
   const double target_seconds_;
   const int max_rows_;

@@ -94,20 +94,25 @@ Outcome Serve(int clients, double slowness, absl::Duration itl_target) {
 // tokens/s. The beginning, when all prompts come at once, and the end, when few are left, take their part.
 constexpr double kBestTokensPerSecond = 198;
 
+// 16 decodes take 65 ms of the 100 where the machine is slower by a quarter.
 TEST(ClosedLoop, WithinTheTargetAsLongAsTheMachineCan) {
-  const Outcome o = Serve(16, 1, absl::Milliseconds(100));
-  EXPECT_GE(o.tokens_per_second, 0.88 * kBestTokensPerSecond);
-  EXPECT_LE(o.longest_gap, 100);
-  EXPECT_LE(o.ttft_p50, 600);
+  for (double slowness : {0.8, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25}) {
+    const Outcome o = Serve(16, slowness, absl::Milliseconds(100));
+    EXPECT_GE(o.tokens_per_second, 0.9 * kBestTokensPerSecond / slowness) << slowness;
+    EXPECT_LE(o.longest_gap, 100) << slowness;
+    EXPECT_LE(o.ttft_p50, 600) << slowness;
+  }
 }
 
-// 16 decodes take 78 ms of the 100. Held to the target, prompts would trickle in, 8 sequences decode, and 8 wait for
-// seconds. What a step may take instead is 1.75 * 78 = 136.5 ms.
+// 16 decodes take 78 ms at 1.5, 104 at 2. Held to the target, prompts would trickle in, 8 sequences decode, and 8 wait
+// for seconds. What a step may take instead is 1.55 times the decodes.
 TEST(ClosedLoop, ATargetThatIsTooLowForTheLoadDoesNotMakeTheLoadWait) {
-  const Outcome o = Serve(16, 1.5, absl::Milliseconds(100));
-  EXPECT_GE(o.tokens_per_second, 0.88 * kBestTokensPerSecond / 1.5);
-  EXPECT_LE(o.longest_gap, 137);
-  EXPECT_LE(o.ttft_p50, 900);
+  for (double slowness : {1.3, 1.4, 1.5, 1.75, 2.0}) {
+    const Outcome o = Serve(16, slowness, absl::Milliseconds(100));
+    EXPECT_GE(o.tokens_per_second, 0.9 * kBestTokensPerSecond / slowness) << slowness;
+    EXPECT_LE(o.longest_gap, 1.02 * 1.55 * slowness * Milliseconds(16)) << slowness;
+    EXPECT_LE(o.ttft_p50, 800) << slowness;
+  }
 }
 
 // A crowd's prompts do not hold up those that decode for more than two targets.
