@@ -10,9 +10,9 @@ namespace {
 
 // A step's time varies from one to the next, and a token is on its way for a while after its step.
 constexpr double kShareOfTarget = 0.85;
-// So many times as long as decodes alone may take a step at least: with 1.5 and less, 128 tokens of prompt for 64 of
-// answer come in no faster than their answers end, and the queue only grows.
-constexpr double kLeastTimeOverDecodes = 1.55;
+// So many times as long as decodes alone may take a step at least: with 1.55, 128 tokens of prompt for 64 of
+// answer come in just as fast as their answers end, and with any less, or a hiccup, the queue only grows.
+constexpr double kLeastTimeOverDecodes = 1.75;
 // So many targets at most, on account of sequences that do not decode yet.
 constexpr double kMostTargets = 2;
 constexpr double kNewest = 0.3;  // weight of the newest measurement

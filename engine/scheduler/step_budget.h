@@ -22,8 +22,8 @@ class StepBudget {
   void StepTook(int rows, absl::Duration time);
   // Of a step in which `decode_rows` rows decode, while `sequences` (those included) decode or will, once their prompts
   // are computed. As many as end within the target; but where that would leave prompts too little, a step may take
-  // - half as long again as its decodes alone, and a little more,
-  // - up to twice the target: half as long again as all the sequences' decodes together would.
+  // - three quarters longer than its decodes alone,
+  // - up to twice the target: three quarters longer than all the sequences' decodes together would.
   // For a server that lets prompts trickle in order to keep a target that is too low for its load keeps everybody
   // waiting: few decode in steps that are hardly cheaper than those of many. At least 1, at most max_rows; max_rows as
   // long as nothing has been measured.
