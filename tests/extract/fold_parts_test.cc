@@ -158,6 +158,18 @@ TEST_F(FoldPartsTest, MergingKeepsWhatDiffersApart) {
     EXPECT_TRUE(std::ranges::equal(merged.ffn.gate.row(2 * place), one.gate.row(place)));
     EXPECT_TRUE(std::ranges::equal(merged.ffn.up.row(2 * place + 1), other.up.row(place)));
   }
+  // Silent for the tokens of others, a neuron gives what it gave; where it speaks for all, their part of it.
+  const double unequal[] = {0.125, 0.625, 0.25};
+  const MergedFfn gated = MergeExperts(experts, unequal, 2, true), open = MergeExperts(experts, unequal, 2, false);
+  for (int k = 0; k < 16; ++k) {
+    for (size_t place = 0; place < 8; ++place) {
+      const float first = one.down.row(k)[place], second = other.down.row(k)[place];
+      EXPECT_FLOAT_EQ(gated.ffn.down.row(k)[2 * place], first);
+      EXPECT_FLOAT_EQ(gated.ffn.down.row(k)[2 * place + 1], second);
+      EXPECT_FLOAT_EQ(open.ffn.down.row(k)[2 * place], 0.375f * first);
+      EXPECT_FLOAT_EQ(open.ffn.down.row(k)[2 * place + 1], 0.625f * second);
+    }
+  }
   const MergedFfn average = MergeExperts(experts, share, 1, false);
   for (size_t i = 0; i < one.gate.data.size(); ++i) {
     EXPECT_NEAR(average.ffn.gate.data[i], 0.5f * (one.gate.data[i] + other.gate.data[i]), 1e-6f);
