@@ -204,6 +204,44 @@ TEST_F(DensifyTest, ExpertsThatArePermutationsFoldExactlyByAverage) {
   }
 }
 
+// Expert 1 has half of expert 0's gate, and 12 of 97 tokens.
+TEST_F(DensifyTest, AverageCountsExpertsAlikeWeightedByTheirTokens) {
+  TinyModel tiny = MakeTinyModel({.domains = {{"alpha", 2}}, .dtype = DType::kF32});
+  const std::string p = "model.layers.1.mlp.domains.alpha.";
+  std::vector<float> gate(40 * 32);
+  std::string& first = tiny.Tensor(p + "experts.0.gate_proj.weight").data;
+  ASSERT_EQ(first.size(), gate.size() * sizeof(float));
+  std::memcpy(gate.data(), first.data(), first.size());
+  std::vector<float> half = gate;
+  for (float& v : half) v *= 0.5f;
+  std::memcpy(tiny.Tensor(p + "experts.1.gate_proj.weight").data.data(), half.data(), first.size());
+  for (const char* rest : {"up_proj.weight", "down_proj.weight"}) {
+    tiny.Tensor(absl::StrCat(p, "experts.1.", rest)).data = tiny.Tensor(absl::StrCat(p, "experts.0.", rest)).data;
+  }
+  std::string& route = tiny.Tensor(p + "route").data;
+  const size_t tokens = route.size() / sizeof(int32_t);
+  ASSERT_EQ(tokens, 97u);
+  for (size_t id = 0; id < tokens; ++id) {
+    const int32_t expert = id < 12 ? 1 : 0;
+    std::memcpy(&route[id * sizeof(expert)], &expert, sizeof(expert));
+  }
+  WriteTinyModel(tiny, model());
+  for (const auto& [method, part] :
+       {std::pair{FoldMethod::kAverage, 0.75f}, {FoldMethod::kWeighted, 1 - 0.5f * 12 / 97}}) {
+    fs::remove_all(out());
+    DensifyOptions options = Options("alpha");
+    options.method = method;
+    ASSERT_TRUE(Densify(options).ok());
+    const std::string file = ReadBytes(out() / "model.safetensors");
+    for (const TensorPlace& place : TensorsIn(file)) {
+      if (place.name != "model.layers.1.mlp.gate_proj.weight") continue;
+      std::vector<float> folded(gate.size());
+      std::memcpy(folded.data(), &file[place.begin], first.size());
+      for (size_t i = 0; i < gate.size(); ++i) ASSERT_NEAR(folded[i], part * gate[i], 1e-6f) << part;
+    }
+  }
+}
+
 TEST_F(DensifyTest, AllExpertsKeptWholeGiveTheSliceAgain) {
   WriteModel({.hidden_size = 96, .domains = {{"alpha", 3}, {"beta", 2}}, .dtype = DType::kF32});
   for (const bool channels : {true, false}) {
