@@ -140,6 +140,16 @@ class DigestFileTest : public ::testing::Test {
     Progress silent(nullptr, "", file->size(), Progress::Unit::kBytes);
     return DigestFile(*file, tensors, copy, silent);
   }
+  // A copy of source() as it is now has `text`, and so has the hash.
+  void ExpectCopied(const std::string& text) {
+    absl::StatusOr<NewFile> new_file = NewFile::Create(copy());
+    ASSERT_TRUE(new_file.ok()) << new_file.status();
+    const absl::StatusOr<FileDigest> digest = DigestSource({}, &*new_file);
+    ASSERT_TRUE(digest.ok()) << digest.status();
+    ASSERT_TRUE(new_file->Finish().ok());
+    EXPECT_TRUE(ReadBytes(copy()) == text);
+    EXPECT_EQ(digest->sha256, Sha256Hex(text));
+  }
   static TensorInfo Tensor(const std::string& name, uint64_t offset, uint64_t bytes) {
     TensorInfo tensor;
     tensor.name = name;
@@ -219,13 +229,7 @@ TEST_F(DigestFileTest, ACopyLeavesThePageCacheAsItWas) {
   for (const size_t at : {3 * kMiB, 7 * kMiB}) ASSERT_EQ(::pread(in.fd(), read.data(), 1, static_cast<off_t>(at)), 1);
   const std::vector<bool> before = PagesInMemory(source());
 
-  absl::StatusOr<NewFile> new_file = NewFile::Create(copy());
-  ASSERT_TRUE(new_file.ok()) << new_file.status();
-  const absl::StatusOr<FileDigest> digest = DigestSource({}, &*new_file);
-  ASSERT_TRUE(digest.ok()) << digest.status();
-  ASSERT_TRUE(new_file->Finish().ok());
-  EXPECT_TRUE(ReadBytes(copy()) == text);
-  EXPECT_EQ(digest->sha256, Sha256Hex(text));
+  ASSERT_NO_FATAL_FAILURE(ExpectCopied(text));
   const std::vector<bool> after = PagesInMemory(source());
   const bool can_direct = Descriptor(source(), O_RDONLY | O_DIRECT).fd() >= 0;
   for (size_t i = 0; i + 1 < before.size(); ++i) {  // the last page is not whole, and read as any other
@@ -267,13 +271,7 @@ TEST_F(DigestFileTest, ACopyHasWhatIsNotYetOnTheDisk) {
       text.replace(at, 3, "new");
     }
   }
-  absl::StatusOr<NewFile> new_file = NewFile::Create(copy());
-  ASSERT_TRUE(new_file.ok()) << new_file.status();
-  const absl::StatusOr<FileDigest> digest = DigestSource({}, &*new_file);
-  ASSERT_TRUE(digest.ok()) << digest.status();
-  ASSERT_TRUE(new_file->Finish().ok());
-  EXPECT_TRUE(ReadBytes(copy()) == text);
-  EXPECT_EQ(digest->sha256, Sha256Hex(text));
+  ASSERT_NO_FATAL_FAILURE(ExpectCopied(text));
 }
 
 TEST(CopySource, ReadsAsAnyOtherWhatItCannotReadPastThePageCache) {
