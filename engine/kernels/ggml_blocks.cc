@@ -63,12 +63,13 @@ void ReadQ6K(const std::byte* super, int sub, BlockCodes& out) {
   const int quarter = sub % 4;
   for (int j = 0; j < kBlockElements; ++j) {
     const int nibble = quarter < 2 ? low[j] & 0x0f : low[j] >> 4;
-    const int code = nibble | ((high[j] >> (2 * quarter)) & 3) << 4;
-    out.codes[j] = static_cast<uint8_t>(code - 32 + 128);
+    out.codes[j] = static_cast<uint8_t>(nibble | ((high[j] >> (2 * quarter)) & 3) << 4);
   }
-  const float d = HalfAt(super + 208);
-  out.scale[0] = d * static_cast<float>(scales[0]);
-  out.scale[1] = d * static_cast<float>(scales[1]);
+  out.super_scale = HalfAt(super + 208);
+  for (int half = 0; half < 2; ++half) {
+    out.sub_scale[half] = scales[half];
+    out.scale[half] = out.super_scale * static_cast<float>(scales[half]);
+  }
 }
 
 }  // namespace
@@ -120,7 +121,7 @@ void ReadBlock(DType type, const std::byte* row, int index, BlockCodes& out) {
       }
       return;
     case DType::kQ6K:
-      out.offset = 128;
+      out.offset = 32;
       ReadQ6K(block, sub, out);
       return;
     default:

@@ -15,9 +15,11 @@ inline constexpr int kBlockElements = 32;
 // What one block of 32 elements holds, before packing.
 struct BlockCodes {
   uint8_t codes[kBlockElements];
-  int offset;      // 128 for 8-bit codes that stand for signed bytes, 8 for Q4_0, else 0
-  float scale[2];  // of elements 0..15 and 16..31: equal but for Q6_K
-  float min;       // 0 for types without
+  int offset;           // 128 for 8-bit codes that stand for signed bytes, 32 for Q6_K, 8 for Q4_0, else 0
+  float scale[2];       // of elements 0..15 and 16..31: equal but for Q6_K
+  float min;            // 0 for types without
+  float super_scale;    // Q6_K only: scale[i] = super_scale * sub_scale[i], exactly
+  int8_t sub_scale[2];  // Q6_K only
 };
 
 // Block `index` (of 32 elements) of a row of a quantised type.

@@ -36,16 +36,17 @@ std::span<const Tier> SupportedTiers();
 absl::StatusOr<Tier> ChooseTier();
 
 // How packed weights lie in memory: three families, plain 16-bit and 32-bit floats, blocks of 8-bit codes and blocks of
-// 4-bit codes. Between them they hold every type on disk by value: value = scale * (code - offset) + min.
+// 4-bit codes (Q6_K's with two bits more). Between them they hold every type on disk by value: value = scale * (code -
+// offset) + min.
 enum class WeightType : uint8_t {
   kBF16,
   kF32,
   kF16,
-  kQ8,      // 32 codes of 8 bits, offset 128, fp16 scale: Q8_0, Q5_0
-  kQ8Min,   // 32 codes of 8 bits, fp32 scale and min: Q5_1, Q5_K
-  kQ8Half,  // 32 codes of 8 bits, offset 128, an fp32 scale for each half: Q6_K
-  kQ4,      // 32 codes of 4 bits, offset 8, fp16 scale: Q4_0
-  kQ4Min,   // 32 codes of 4 bits, fp32 scale and min: Q4_1, Q4_K
+  kQ8,     // 32 codes of 8 bits, offset 128, fp16 scale: Q8_0, Q5_0
+  kQ8Min,  // 32 codes of 8 bits, fp32 scale and min: Q5_1, Q5_K
+  kQ4,     // 32 codes of 4 bits, offset 8, fp16 scale: Q4_0
+  kQ4Min,  // 32 codes of 4 bits, fp32 scale and min: Q4_1, Q4_K
+  kQ6,     // 32 codes of 4 and 2 bits, offset 32, fp16 scale, times an int8 for each half: Q6_K
 };
 constexpr bool IsBlocked(WeightType t) {
   return t != WeightType::kBF16 && t != WeightType::kF32 && t != WeightType::kF16;

@@ -10,8 +10,6 @@
 namespace scion::kernels {
 namespace {
 
-constexpr size_t kStepBytes = kPanelWidth * sizeof(float);
-
 // ---- Prepared activations ----
 
 // An odd number of cache lines: rows of a tile then fall into different sets of the L1 cache.
@@ -73,7 +71,6 @@ struct FloatPanels {
   static constexpr int kFullWidth = kFullWidthRows;
   static constexpr size_t kUnitBytes = kStepBytes;
   static constexpr size_t kUnitActivationBytes = Dot::kStepActivationBytes;
-  static constexpr size_t kStreamAhead = 0;
 
   static SCION_KERNEL int Units(int in_features) { return Dot::Steps(in_features); }
 
@@ -192,15 +189,15 @@ inline void Multiply(const PackedMatrix& gate, const PackedMatrix* up, const std
     case WeightType::kQ8Min:
       return MultiplyPanels<BlockPanels<WeightType::kQ8Min>>(gate, up, activations, rows, panel_begin, panel_end, y,
                                                              y_stride);
-    case WeightType::kQ8Half:
-      return MultiplyPanels<BlockPanels<WeightType::kQ8Half>>(gate, up, activations, rows, panel_begin, panel_end, y,
-                                                              y_stride);
     case WeightType::kQ4:
       return MultiplyPanels<BlockPanels<WeightType::kQ4>>(gate, up, activations, rows, panel_begin, panel_end, y,
                                                           y_stride);
     case WeightType::kQ4Min:
       return MultiplyPanels<BlockPanels<WeightType::kQ4Min>>(gate, up, activations, rows, panel_begin, panel_end, y,
                                                              y_stride);
+    case WeightType::kQ6:
+      return MultiplyPanels<BlockPanels<WeightType::kQ6>>(gate, up, activations, rows, panel_begin, panel_end, y,
+                                                          y_stride);
   }
 }
 

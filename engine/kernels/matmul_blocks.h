@@ -38,8 +38,8 @@ SCION_KERNEL void PrepareBlock(const float* x, int n, ActivationBlock* out) {
   out->scaled_sum = out->scale * static_cast<float>(sum_low + sum_high);
   out->bias8 = -8 * (sum_low + sum_high);
   out->bias128 = -128 * (sum_low + sum_high);
-  out->bias128_low = -128 * sum_low;
-  out->bias128_high = -128 * sum_high;
+  out->bias32[0] = -32 * sum_low;
+  out->bias32[1] = -32 * sum_high;
   out->unused[0] = out->unused[1] = 0;
 }
 
@@ -59,7 +59,6 @@ struct BlockPanels {
   static constexpr int kFullWidth = kBlockFullWidthRows;
   static constexpr size_t kUnitBytes = Format::kBytes;
   static constexpr size_t kUnitActivationBytes = sizeof(ActivationBlock);
-  static constexpr size_t kStreamAhead = Format::kHalfPrecisionScale ? 0 : 16384;
 
   static SCION_KERNEL int Units(int in_features) { return (in_features + kBlockElements - 1) / kBlockElements; }
 
@@ -79,13 +78,27 @@ struct BlockPanels {
     }
   }
 
-  // acc += scale_w * (scale_x * dots). `scales`: of this tile's lines.
+  // Scales come first in a block; a line's are this far from those of the line before.
+  static constexpr size_t kScaleLineBytes = Format::kHasMin ? 64 : 32;
+
+  // The scales of a line of features for one part of a block. `scales`: the line's; `sub_scales`: of the same line.
+  static SCION_KERNEL F32x16 LoadScale(const std::byte* scales, const std::byte* sub_scales, int part) {
+    if constexpr (Format::kHasMin) return Load(scales);
+    if constexpr (!Format::kSixBits) return LoadF16(scales);
+    return Mul(LoadF16(scales), IntToF32(LoadInt8(sub_scales + part * kPanelWidth)));
+  }
+
+  // acc += scale_w * (scale_x * dots). `scales`, `sub_scales`: of this tile's lines.
   template <int kRows, int kLines>
-  static SCION_KERNEL void AddScaledDots(const std::byte* scales, const std::byte* x, size_t x_row_bytes,
-                                         const U32x16 (&dots)[kRows][kLines], F32x16 (&acc)[kRows][kLines]) {
+  static SCION_KERNEL void AddScaledDots(const std::byte* scales, const std::byte* sub_scales, int part,
+                                         const std::byte* x, size_t x_row_bytes, const U32x16 (&dots)[kRows][kLines],
+                                         F32x16 (&acc)[kRows][kLines]) {
     F32x16 w_scale[kLines];
 #pragma GCC unroll 4
-    for (int l = 0; l < kLines; ++l) w_scale[l] = LoadScale(scales + static_cast<size_t>(l) * kScaleLineBytes);
+    for (int l = 0; l < kLines; ++l) {
+      const size_t line = static_cast<size_t>(l);
+      w_scale[l] = LoadScale(scales + line * kScaleLineBytes, sub_scales + line * 16, part);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const F32x16 x_scale = Set1(BlockOf(x, x_row_bytes, r).scale);
@@ -97,25 +110,50 @@ struct BlockPanels {
     }
   }
 
-  static constexpr size_t kScaleLineBytes = Format::kHalfPrecisionScale ? 32 : 64;
-  static SCION_KERNEL F32x16 LoadScale(const std::byte* scales) {
-    return Format::kHalfPrecisionScale ? LoadF16(scales) : Load(scales);
-  }
-
   // What a block's integer sums start from, so that they come out as if the codes were signed.
   static SCION_KERNEL int32_t Bias(const ActivationBlock& block, int part) {
-    if (Format::kHasHalves) return part == 0 ? block.bias128_low : block.bias128_high;
+    if (Format::kSixBits) return block.bias32[part];
     return Format::kOffset == 8 ? block.bias8 : Format::kOffset == 128 ? block.bias128 : 0;
+  }
+
+  // The two high bits of quad kQuad of a part, moved above its nibbles.
+  template <int kQuad>
+  static SCION_KERNEL U32x16 HighBits(U32x16 w) {
+    if constexpr (kQuad == 2) return AndBits(w, 0x30303030u);
+    if constexpr (kQuad == 3) return AndBits(ShiftRight<2>(w), 0x30303030u);
+    return AndBits(ShiftLeft<4 - 2 * kQuad>(w), 0x30303030u);
+  }
+
+  // dots += the products of quads kQuad and kQuad + 1 of a part of six-bit codes: nibbles `w`, high bits at `high`.
+  template <int kQuad, int kRows, int kLines>
+  static SCION_KERNEL void DotSixBits(const std::byte* codes, int part, const std::byte* x, size_t x_row_bytes,
+                                      U32x16 (&dots)[kRows][kLines]) {
+    const std::byte* high = codes + static_cast<size_t>(3 * part) * kStepBytes;
+    const std::byte* low = high + static_cast<size_t>(1 + kQuad / 2) * kStepBytes;
+    U32x16 six[kLines];
+#pragma GCC unroll 4
+    for (int l = 0; l < kLines; ++l) {
+      const size_t at = static_cast<size_t>(l) * kLineBytes;
+      six[l] = OrBits(HighBits<kQuad>(LoadBits(high + at)), AndBits(LoadBits(low + at), 0x0f0f0f0fu));
+    }
+    DotStep<kRows, kLines>(six, x, x_row_bytes, 4 * part + kQuad, dots);
+#pragma GCC unroll 4
+    for (int l = 0; l < kLines; ++l) {
+      const size_t at = static_cast<size_t>(l) * kLineBytes;
+      six[l] =
+          OrBits(AndBits(ShiftRight<4>(LoadBits(low + at)), 0x0f0f0f0fu), HighBits<kQuad + 1>(LoadBits(high + at)));
+    }
+    DotStep<kRows, kLines>(six, x, x_row_bytes, 4 * part + kQuad + 1, dots);
   }
 
   template <int kRows, int kLines>
   static inline void AccumulateTile(const std::byte* weights, int line, int units, const std::byte* x,
                                     size_t x_row_bytes, bool first, PrefetchStream& prefetch, float* sums) {
-    constexpr int kParts = Format::kHasHalves ? 2 : 1;
-    constexpr int kPartSteps = Format::kSteps / kParts;
+    constexpr int kPartSteps = Format::kSteps / Format::kParts;
     PrefetchStream ahead = prefetch;
-    const std::byte* scales = weights + static_cast<size_t>(line) * kScaleLineBytes;
-    const std::byte* codes = weights + Format::kScaleBytes + static_cast<size_t>(line) * kLineBytes;
+    const std::byte* scales = weights + Format::kScales + static_cast<size_t>(line) * kScaleLineBytes;
+    const std::byte* sub_scales = weights + Format::kSubScales + static_cast<size_t>(line) * 16;
+    const std::byte* codes = weights + static_cast<size_t>(line) * kLineBytes;
     F32x16 acc[kRows][kLines];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -125,7 +163,7 @@ struct BlockPanels {
     for (int u = 0; u < units; ++u) {
       PrefetchNext<static_cast<int>(Format::kScaleBytes / kLineBytes)>(ahead);
 #pragma GCC unroll 2
-      for (int part = 0; part < kParts; ++part) {
+      for (int part = 0; part < Format::kParts; ++part) {
         U32x16 dots[kRows][kLines];
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
@@ -133,27 +171,33 @@ struct BlockPanels {
 #pragma GCC unroll 4
           for (int l = 0; l < kLines; ++l) dots[r][l] = start;
         }
+        if constexpr (Format::kSixBits) {
+          DotSixBits<0, kRows, kLines>(codes, part, x, x_row_bytes, dots);
+          PrefetchNext<kPartSteps * kPanelLines>(ahead);
+          DotSixBits<2, kRows, kLines>(codes, part, x, x_row_bytes, dots);
+        } else {
 #pragma GCC unroll 8
-        for (int s = part * kPartSteps; s < (part + 1) * kPartSteps; ++s) {
-          U32x16 w[kLines];
+          for (int s = 0; s < kPartSteps; ++s) {
+            U32x16 w[kLines];
 #pragma GCC unroll 4
-          for (int l = 0; l < kLines; ++l) {
-            w[l] = LoadBits(codes + static_cast<size_t>(s * kPanelLines + l) * kLineBytes);
-          }
-          PrefetchNext<kPanelLines>(ahead);
-          if constexpr (Format::kFourBits) {
-            U32x16 half[kLines];
+            for (int l = 0; l < kLines; ++l) {
+              w[l] = LoadBits(codes + static_cast<size_t>(s * kPanelLines + l) * kLineBytes);
+            }
+            PrefetchNext<kPanelLines>(ahead);
+            if constexpr (Format::kFourBits) {
+              U32x16 half[kLines];
 #pragma GCC unroll 4
-            for (int l = 0; l < kLines; ++l) half[l] = AndBits(w[l], 0x0f0f0f0fu);
-            DotStep<kRows, kLines>(half, x, x_row_bytes, s, dots);
+              for (int l = 0; l < kLines; ++l) half[l] = AndBits(w[l], 0x0f0f0f0fu);
+              DotStep<kRows, kLines>(half, x, x_row_bytes, s, dots);
 #pragma GCC unroll 4
-            for (int l = 0; l < kLines; ++l) half[l] = AndBits(ShiftRight<4>(w[l]), 0x0f0f0f0fu);
-            DotStep<kRows, kLines>(half, x, x_row_bytes, s + 4, dots);
-          } else {
-            DotStep<kRows, kLines>(w, x, x_row_bytes, s, dots);
+              for (int l = 0; l < kLines; ++l) half[l] = AndBits(ShiftRight<4>(w[l]), 0x0f0f0f0fu);
+              DotStep<kRows, kLines>(half, x, x_row_bytes, s + 4, dots);
+            } else {
+              DotStep<kRows, kLines>(w, x, x_row_bytes, s, dots);
+            }
           }
         }
-        AddScaledDots<kRows, kLines>(scales + (part == 1 ? kPanelWidth * sizeof(float) : 0), x, x_row_bytes, dots, acc);
+        AddScaledDots<kRows, kLines>(scales, sub_scales, part, x, x_row_bytes, dots, acc);
       }
       if constexpr (Format::kHasMin) {
         F32x16 min[kLines];
@@ -169,6 +213,7 @@ struct BlockPanels {
         }
       }
       scales += Format::kBytes;
+      sub_scales += Format::kBytes;
       codes += Format::kBytes;
       x += sizeof(ActivationBlock);
     }

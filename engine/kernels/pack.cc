@@ -29,18 +29,34 @@ void PackHalves(WeightType type, const uint16_t* row, size_t k_count, size_t n, 
 template <WeightType kType>
 void PackBlock(const BlockCodes& block, size_t n, std::byte* out) {
   using Format = BlockFormat<kType>;
-  if constexpr (Format::kHalfPrecisionScale) {
-    reinterpret_cast<uint16_t*>(out)[n] = F32ToF16(block.scale[0]);
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(out);
+  const auto set_half = [&](float scale) { reinterpret_cast<uint16_t*>(out + Format::kScales)[n] = F32ToF16(scale); };
+  if constexpr (Format::kSixBits) {
+    set_half(block.super_scale);
+    for (size_t half = 0; half < 2; ++half) {
+      bytes[Format::kSubScales + half * kPanelWidth + n] = static_cast<uint8_t>(block.sub_scale[half]);
+    }
+  } else if constexpr (Format::kHalfPrecisionScale) {
+    set_half(block.scale[0]);
   } else {
-    reinterpret_cast<float*>(out)[n] = block.scale[0];
-    reinterpret_cast<float*>(out)[kPanelWidth + n] = Format::kHasMin ? block.min : block.scale[1];
+    float* scales = reinterpret_cast<float*>(out + Format::kScales);
+    scales[n] = block.scale[0];
+    scales[kPanelWidth + n] = block.min;
   }
-  uint8_t* codes = reinterpret_cast<uint8_t*>(out) + Format::kScaleBytes + n * 4;
+  constexpr size_t kStep = kPanelWidth * 4;
+  uint8_t* codes = bytes + n * 4;
   for (size_t k = 0; k < kBlockElements; ++k) {
-    if constexpr (Format::kFourBits) {
-      codes[k % 16 / 4 * kPanelWidth * 4 + k % 4] |= static_cast<uint8_t>(block.codes[k] << (k / 16 * 4));
+    const uint8_t code = block.codes[k];
+    const size_t byte = k % 4;
+    if constexpr (Format::kSixBits) {
+      uint8_t* half = codes + k / 16 * 3 * kStep;
+      const size_t quad = k % 16 / 4;
+      half[byte] |= static_cast<uint8_t>(code >> 4 << (quad * 2));
+      half[(1 + quad / 2) * kStep + byte] |= static_cast<uint8_t>((code & 15) << (quad % 2 * 4));
+    } else if constexpr (Format::kFourBits) {
+      codes[k % 16 / 4 * kStep + byte] |= static_cast<uint8_t>(code << (k / 16 * 4));
     } else {
-      codes[k / 4 * kPanelWidth * 4 + k % 4] = block.codes[k];
+      codes[k / 4 * kStep + byte] = code;
     }
   }
 }
@@ -60,12 +76,12 @@ void PackBlocks(WeightType type, DType source_type, const std::byte* row, int in
       return PackBlocks<WeightType::kQ8>(source_type, row, in_features, n, out);
     case WeightType::kQ8Min:
       return PackBlocks<WeightType::kQ8Min>(source_type, row, in_features, n, out);
-    case WeightType::kQ8Half:
-      return PackBlocks<WeightType::kQ8Half>(source_type, row, in_features, n, out);
     case WeightType::kQ4:
       return PackBlocks<WeightType::kQ4>(source_type, row, in_features, n, out);
     case WeightType::kQ4Min:
       return PackBlocks<WeightType::kQ4Min>(source_type, row, in_features, n, out);
+    case WeightType::kQ6:
+      return PackBlocks<WeightType::kQ6>(source_type, row, in_features, n, out);
     default:
       return;
   }
@@ -77,12 +93,12 @@ size_t BlockBytes(WeightType type) {
       return BlockFormat<WeightType::kQ8>::kBytes;
     case WeightType::kQ8Min:
       return BlockFormat<WeightType::kQ8Min>::kBytes;
-    case WeightType::kQ8Half:
-      return BlockFormat<WeightType::kQ8Half>::kBytes;
     case WeightType::kQ4:
       return BlockFormat<WeightType::kQ4>::kBytes;
     case WeightType::kQ4Min:
       return BlockFormat<WeightType::kQ4Min>::kBytes;
+    case WeightType::kQ6:
+      return BlockFormat<WeightType::kQ6>::kBytes;
     default:
       return 0;
   }
@@ -102,12 +118,12 @@ std::string_view WeightTypeName(WeightType type) {
       return "q8";
     case WeightType::kQ8Min:
       return "q8min";
-    case WeightType::kQ8Half:
-      return "q8half";
     case WeightType::kQ4:
       return "q4";
     case WeightType::kQ4Min:
       return "q4min";
+    case WeightType::kQ6:
+      return "q6";
   }
   return "?";
 }
@@ -127,7 +143,7 @@ std::optional<WeightType> ExactWeightType(DType type) {
     case DType::kQ5K:
       return WeightType::kQ8Min;
     case DType::kQ6K:
-      return WeightType::kQ8Half;
+      return WeightType::kQ6;
     case DType::kQ4_0:
       return WeightType::kQ4;
     case DType::kQ4_1:

@@ -2,13 +2,17 @@
 //
 // A panel of 64 output features is a sequence of blocks, each 32 values of k:
 //
-//   scales   kQ8, kQ4: 64 fp16.  kQ8Min, kQ4Min: 64 fp32 scales, 64 fp32 mins.  kQ8Half: 64 fp32 for k 0..15, 64
-//   for 16..31 codes    steps of 256 bytes, four lines of 16 features, each line four bytes of a feature after those of
-//   the one before:
+//   codes    steps of 256 bytes, four lines of 16 features, each line four bytes of a feature after those of the one
+//            before:
 //            8 bits: step t holds k 4t..4t+3.   4 bits: step t holds k 4t..4t+3 in the low nibbles, 4t+16..4t+19 in the
-//            high
+//            high.   6 bits: three steps for k 0..15, three for 16..31; the first of three holds the two high bits, of
+//            k 4q..4q+3 as bits 2q and 2q+1, step t after it the low four bits, of k 8t..8t+3 in the low nibbles, of
+//            8t+4..8t+7 in the high
+//   scales   kQ8, kQ4: 64 fp16.  kQ8Min, kQ4Min: 64 fp32 scales, 64 fp32 mins.  kQ6: 64 fp16, 64 int8 for k 0..15,
+//            64 for k 16..31; a scale is the product of the two
 //
-// so that a line is the operand of vpdpbusd.
+// so that a line of bytes, or of nibbles once they are masked, is the operand of vpdpbusd, and lines are first touched
+// in the order in which they lie: the processor's prefetchers see one stream.
 #pragma once
 
 #include <cstddef>
@@ -23,30 +27,32 @@ template <WeightType kType>
 struct BlockFormat {
   static_assert(IsBlocked(kType));
   static constexpr bool kFourBits = kType == WeightType::kQ4 || kType == WeightType::kQ4Min;
+  static constexpr bool kSixBits = kType == WeightType::kQ6;
   static constexpr bool kHasMin = kType == WeightType::kQ8Min || kType == WeightType::kQ4Min;
-  static constexpr bool kHasHalves = kType == WeightType::kQ8Half;
   static constexpr bool kHalfPrecisionScale = kType == WeightType::kQ8 || kType == WeightType::kQ4;
-  static constexpr int kOffset = kHasMin ? 0 : kFourBits ? 8 : 128;
-  // What the codes of the types on disk lie between; the padding of a last panel is zero.
-  static constexpr int kMinCode = kHasHalves ? 96 : 0;
-  static constexpr int kMaxCode = kFourBits ? 15 : kHasMin ? 31 : kHasHalves ? 159 : 255;
-  // How many products make one integer sum.
-  static constexpr int kDotElements = kHasHalves ? kBlockElements / 2 : kBlockElements;
-  static constexpr size_t kScaleBytes =
-      kHalfPrecisionScale ? kPanelWidth * sizeof(uint16_t) : 2 * kPanelWidth * sizeof(float);
-  static constexpr int kSteps = kFourBits ? 4 : 8;
-  static constexpr size_t kBytes = kScaleBytes + size_t{kSteps} * kPanelWidth * 4;
+  static constexpr int kOffset = kHasMin ? 0 : kSixBits ? 32 : kFourBits ? 8 : 128;
+  // The largest code of the types on disk; the padding of a last panel is zero.
+  static constexpr int kMaxCode = kSixBits ? 63 : kFourBits ? 15 : kHasMin ? 31 : 255;
+  // A block has as many integer sums for each feature as it has scales.
+  static constexpr int kParts = kSixBits ? 2 : 1;
+  static constexpr int kDotElements = kBlockElements / kParts;
+  static constexpr size_t kScaleBytes = kHalfPrecisionScale ? kPanelWidth * sizeof(uint16_t)
+                                        : kSixBits          ? kPanelWidth * (sizeof(uint16_t) + 2)
+                                                            : 2 * kPanelWidth * sizeof(float);
+  static constexpr int kSteps = kSixBits ? 6 : kFourBits ? 4 : 8;
+  static constexpr size_t kScales = size_t{kSteps} * kPanelWidth * 4;             // where they begin
+  static constexpr size_t kSubScales = kScales + kPanelWidth * sizeof(uint16_t);  // those of kQ6
+  static constexpr size_t kBytes = kScales + kScaleBytes;
 };
 
 // A block of prepared activations: one cache line.
 struct ActivationBlock {
   int8_t codes[kBlockElements];
-  float scale;           // value = scale * code
-  float scaled_sum;      // scale * the sum of the codes
-  int32_t bias8;         // -8 * the sum of the codes: takes the offset of unsigned codes out of a dot product
-  int32_t bias128;       // -128 * the sum
-  int32_t bias128_low;   // -128 * the sum of codes 0..15
-  int32_t bias128_high;  // of codes 16..31
+  float scale;        // value = scale * code
+  float scaled_sum;   // scale * the sum of the codes
+  int32_t bias8;      // -8 * the sum of the codes: takes the offset of unsigned codes out of a dot product
+  int32_t bias128;    // -128 * the sum
+  int32_t bias32[2];  // -32 * the sum of codes 0..15, and of codes 16..31
   int32_t unused[2];
 };
 static_assert(sizeof(ActivationBlock) == 64);

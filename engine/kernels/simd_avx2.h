@@ -87,6 +87,9 @@ SCION_KERNEL U32x16 AndBits(U32x16 a, uint32_t b) {
   const __m256i v = _mm256_set1_epi32(static_cast<int>(b));
   return {_mm256_and_si256(a.low, v), _mm256_and_si256(a.high, v)};
 }
+SCION_KERNEL U32x16 OrBits(U32x16 a, U32x16 b) {
+  return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)};
+}
 template <int kShift>
 SCION_KERNEL U32x16 ShiftLeft(U32x16 a) {
   return {_mm256_slli_epi32(a.low, kShift), _mm256_slli_epi32(a.high, kShift)};
@@ -168,6 +171,10 @@ SCION_KERNEL U32x16 ShiftRight(U32x16 a) {
   return {_mm256_srli_epi32(a.low, kShift), _mm256_srli_epi32(a.high, kShift)};
 }
 SCION_KERNEL F32x16 IntToF32(U32x16 a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
+SCION_KERNEL U32x16 LoadInt8(const void* p) {
+  const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
+}
 SCION_KERNEL void StoreInt8(int8_t* p, F32x16 x) {
   const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high));
   const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
@@ -176,14 +183,14 @@ SCION_KERNEL void StoreInt8(int8_t* p, F32x16 x) {
 }
 
 // vpmaddubsw saturates its 16-bit sums of two products, so it multiplies only what cannot reach 32767: codes that are
-// small as they are, or the magnitude of a code less 128 (at most 128) with the activation given the code's sign, at
-// most 2 * 128 * 127 = 32512. Where the sum of a block's products in a 16-bit lane stays within 16 bits, it is kept
-// there until TotalDots; on the way it may wrap, which the end undoes.
+// small as they are, or the magnitude of a code less its offset (at most 128) with the activation given the code's
+// sign, at most 2 * 128 * 127 = 32512. Where the sum of a block's products in a 16-bit lane stays within 16 bits, it is
+// kept there until TotalDots; on the way it may wrap, which the end undoes.
 template <class Format>
 struct ByteProducts {
-  static constexpr bool kSigned = Format::kOffset == 128;  // subtracts the offset itself
-  static constexpr int kLowest = kSigned ? Format::kMinCode - 128 : Format::kMinCode;
-  static constexpr int kHighest = kSigned ? Format::kMaxCode - 128 : Format::kMaxCode;
+  static constexpr bool kSigned = Format::kOffset >= 32;  // subtracts the offset itself
+  static constexpr int kLowest = kSigned ? -Format::kOffset : 0;
+  static constexpr int kHighest = kSigned ? Format::kMaxCode - Format::kOffset : Format::kMaxCode;
   static constexpr int kLargest = -kLowest > kHighest ? -kLowest : kHighest;
   static_assert(2 * kLargest * 127 <= 32767);
   // A 16-bit lane collects half of the products, and the even ones also hold the bias of all.
@@ -194,7 +201,7 @@ struct ByteProducts {
   static SCION_KERNEL __m256i Add(__m256i sums, __m256i w, __m256i x) {
     __m256i pairs;
     if constexpr (kSigned) {
-      const __m256i code = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+      const __m256i code = _mm256_sub_epi8(w, _mm256_set1_epi8(static_cast<char>(Format::kOffset)));
       pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(x, code));
     } else {
       pairs = _mm256_maddubs_epi16(w, x);

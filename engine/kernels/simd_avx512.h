@@ -52,6 +52,7 @@ SCION_KERNEL U32x16 AddBits(U32x16 a, uint32_t b) {
 SCION_KERNEL U32x16 AndBits(U32x16 a, uint32_t b) {
   return _mm512_and_si512(a, _mm512_set1_epi32(static_cast<int>(b)));
 }
+SCION_KERNEL U32x16 OrBits(U32x16 a, U32x16 b) { return _mm512_or_si512(a, b); }
 template <int kShift>
 SCION_KERNEL U32x16 ShiftLeft(U32x16 a) {
   return _mm512_slli_epi32(a, kShift);
@@ -108,6 +109,9 @@ SCION_KERNEL U32x16 ShiftRight(U32x16 a) {
   return _mm512_srli_epi32(a, kShift);
 }
 SCION_KERNEL F32x16 IntToF32(U32x16 a) { return _mm512_cvtepi32_ps(a); }
+SCION_KERNEL U32x16 LoadInt8(const void* p) {
+  return _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+}
 SCION_KERNEL void StoreInt8(int8_t* p, F32x16 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
 }

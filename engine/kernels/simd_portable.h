@@ -88,6 +88,7 @@ SCION_KERNEL U32x16 Bits(F32x16 a) { SCION_LANEWISE(U32x16, reinterpret_cast<U32
 SCION_KERNEL F32x16 FromBits(U32x16 a) { SCION_LANEWISE(F32x16, reinterpret_cast<F32x4>(a.part[i])); }
 SCION_KERNEL U32x16 AddBits(U32x16 a, uint32_t b) { SCION_LANEWISE(U32x16, a.part[i] + b); }
 SCION_KERNEL U32x16 AndBits(U32x16 a, uint32_t b) { SCION_LANEWISE(U32x16, a.part[i] & b); }
+SCION_KERNEL U32x16 OrBits(U32x16 a, U32x16 b) { SCION_LANEWISE(U32x16, a.part[i] | b.part[i]); }
 template <int kShift>
 SCION_KERNEL U32x16 ShiftLeft(U32x16 a) {
   SCION_LANEWISE(U32x16, a.part[i] << kShift);
@@ -184,12 +185,20 @@ SCION_KERNEL F32x16 IntToF32(U32x16 a) {
   for (int i = 0; i < 16; ++i) r.part[i / 4][i % 4] = static_cast<float>(static_cast<int32_t>(a.part[i / 4][i % 4]));
   return r;
 }
+// 16 signed bytes, widened.
+SCION_KERNEL U32x16 LoadInt8(const void* p) {
+  U32x16 r;
+  for (int i = 0; i < 16; ++i) {
+    r.part[i / 4][i % 4] = static_cast<uint32_t>(int32_t{static_cast<const int8_t*>(p)[i]});
+  }
+  return r;
+}
 // 16 fp32, rounded to the nearest (ties to even) signed bytes; each must be in range.
 SCION_KERNEL void StoreInt8(int8_t* p, F32x16 x) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(__builtin_nearbyintf(x.part[i / 4][i % 4]));
 }
 // The dot products of a block, Format::kDotElements products each: sum of (code_w - Format::kOffset) * code_x, exact.
-// Codes of w are unsigned bytes between Format::kMinCode and kMaxCode, codes of x signed ones between -127 and 127. A
+// Codes of w are unsigned bytes up to Format::kMaxCode, codes of x signed ones between -127 and 127. A
 // tier may keep the sums in a form of its own until TotalDots makes them integers of 32 bits.
 //
 // `bias`: -Format::kOffset times the sum of the codes of x.
