@@ -71,6 +71,7 @@ struct FloatPanels {
   static constexpr int kFullWidth = kFullWidthRows;
   static constexpr size_t kUnitBytes = kStepBytes;
   static constexpr size_t kUnitActivationBytes = Dot::kStepActivationBytes;
+  static constexpr size_t kStreamAhead = 0;
 
   static SCION_KERNEL int Units(int in_features) { return Dot::Steps(in_features); }
 
