@@ -200,13 +200,18 @@ void Transformer::SplitGroups(const Groups& groups, NumPanels&& num_panels) {
   const auto panel_cost = [](const auto& group) { return std::max(group.end - group.begin, kMemoryBoundRows); };
   int64_t left = 0;
   for (const auto& group : groups) left += int64_t{panel_cost(group)} * num_panels(group);
-  const int64_t shares = 2 * pool_.num_threads();
+  // A round gives each thread a piece, the first round nearly all there is.
+  const int threads = pool_.num_threads();
+  int64_t piece = 0;
+  int in_round = 0;
   tasks_.clear();
   for (int g = 0; g < static_cast<int>(groups.size()); ++g) {
     const int64_t cost = panel_cost(groups[static_cast<size_t>(g)]);
     const int all = num_panels(groups[static_cast<size_t>(g)]);
     for (int begin = 0; begin < all;) {
-      const int64_t panels = std::max<int64_t>(1, left / (shares * cost));
+      if (in_round == 0) piece = left * 15 / (16 * threads);
+      in_round = (in_round + 1) % threads;
+      const int64_t panels = std::max<int64_t>(1, (piece + cost / 2) / cost);
       const int end = static_cast<int>(std::min<int64_t>(all, begin + panels));
       tasks_.push_back({g, begin, end});
       left -= cost * (end - begin);

@@ -82,8 +82,9 @@ class Transformer final : public Model {
   // y = a W^T for matrices of one input, their outputs side by side: panels shared out over the threads.
   void MatMul(std::span<const kernels::PackedMatrix> matrices, const std::byte* activations, int rows, float* y,
               size_t y_stride);
-  // Fills tasks_ with the num_panels(group) panels of all groups, in order: large pieces first, for a stream of weights
-  // is read best in one go, and ever smaller ones, so that the threads end together.
+  // Fills tasks_ with the num_panels(group) panels of all groups, in order: first one large piece for each thread, for
+  // to begin a stream of weights costs as much as to read many kilobytes of it, then ever smaller ones, so that the
+  // threads end together.
   template <typename Groups, typename NumPanels>
   void SplitGroups(const Groups& groups, NumPanels&& num_panels);
   // Calls fn(row, thread) for rows [0, rows).
