@@ -79,7 +79,7 @@ struct BlockPanels {
     }
   }
 
-  // Scales come first in a block; a line's are this far from those of the line before.
+  // A line's scales are this far from those of the line before.
   static constexpr size_t kScaleLineBytes = Format::kHasMin ? 64 : 32;
 
   // The scales of a line of features for one part of a block. `scales`: the line's; `sub_scales`: of the same line.
@@ -125,7 +125,7 @@ struct BlockPanels {
     return AndBits(ShiftLeft<4 - 2 * kQuad>(w), 0x30303030u);
   }
 
-  // dots += the products of quads kQuad and kQuad + 1 of a part of six-bit codes: nibbles `w`, high bits at `high`.
+  // dots += the products of quads kQuad and kQuad + 1 of a part of six-bit codes. `codes`: of this tile's lines.
   template <int kQuad, int kRows, int kLines>
   static SCION_KERNEL void DotSixBits(const std::byte* codes, int part, const std::byte* x, size_t x_row_bytes,
                                       U32x16 (&dots)[kRows][kLines]) {
