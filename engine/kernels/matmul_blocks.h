@@ -59,7 +59,7 @@ struct BlockPanels {
   static constexpr int kFullWidth = kBlockFullWidthRows;
   static constexpr size_t kUnitBytes = Format::kBytes;
   static constexpr size_t kUnitActivationBytes = sizeof(ActivationBlock);
-  static constexpr size_t kStreamAhead = Format::kFourBits || Format::kSixBits ? 0 : 3072;
+  static constexpr size_t kStreamAhead = Format::kFourBits || Format::kSixBits ? 0 : 2048;
 
   static SCION_KERNEL int Units(int in_features) { return (in_features + kBlockElements - 1) / kBlockElements; }
 

@@ -6,8 +6,8 @@
 //
 //   row block   up to kMaxBlockRows rows, whose activations stay in L2 while the panels pass
 //   panel       64 output features, streamed front to back
-//   part        kPassBytes of the panel, which stay in L2 while the row tiles pass
-//   row tile    Panels::kRowsOfTile x kLinesOfTile*16 accumulators in registers
+//   part        equal shares of the panel, at most kPassBytes, which stay in L2 while the row tiles pass
+//   row tile    Panels::kRowsOfTile x kLinesOfTile*16 accumulators in registers; of few rows, kFullWidth x 64
 //
 // `Panels` says what a panel consists of: Units(in_features) units of kUnitBytes, each multiplied with
 // kUnitActivationBytes of a prepared row, by AccumulateTile.
@@ -25,6 +25,9 @@ constexpr int kMaxBlockRows = 96;
 constexpr size_t kBlockActivationBytes = 384 * 1024;
 // A part of a panel that stays in L2, beside the part that is fetched meanwhile, while the row tiles pass.
 constexpr size_t kPassBytes = 128 * 1024;
+// Few rows wait for memory, which answers sooner the less is fetched ahead; more rows pay for starting so many parts.
+constexpr int kFewRows = 16;
+constexpr size_t kFewRowsPassBytes = 18 * 1024;
 SCION_KERNEL int SmallerOf(int a, int b) { return a < b ? a : b; }
 
 // What a tile asks for ahead of time: for every four lines that it passes, the next `lines` from `at`; none, one, two
@@ -34,14 +37,15 @@ struct PrefetchStream {
   int lines;
 };
 
-// Where a tile passes kLines lines.
+// Where a tile passes kLines lines. A stream of four never runs away from the tile: it asks for as many as pass.
 template <int kLines>
 SCION_KERNEL void PrefetchNext(PrefetchStream& stream) {
-  constexpr int kQuarter = (kLines + 3) / 4;
-  for (int i = 0; i < stream.lines; ++i) {
+  constexpr int kTogether = kLines < 4 ? 1 : kLines / 4;
+  const int count = kLines < 4 ? (stream.lines * kLines + 3) / 4 : stream.lines;
+  for (int i = 0; i < count; ++i) {
 #pragma GCC unroll 2
-    for (int l = 0; l < kQuarter; ++l) PrefetchToL2(stream.at + static_cast<size_t>(l) * kLineBytes);
-    stream.at += kQuarter * kLineBytes;
+    for (int l = 0; l < kTogether; ++l) PrefetchToL2(stream.at + static_cast<size_t>(l) * kLineBytes);
+    stream.at += kTogether * kLineBytes;
   }
 }
 
@@ -89,24 +93,21 @@ inline void StreamPart(const PanelPart& part, size_t x_row_bytes, int rows, int 
                                               prefetch, sums);
 }
 
-// Several passes over a part: the first fetch what comes next while they compute, so that it will be found in L2.
+// Several passes over a part, each of at most `tile` <= kRowsOfTile rows: the first fetch what comes next while they
+// compute, so that it will be found in L2.
 template <class Panels>
-inline void ReusePart(const PanelPart& part, size_t x_row_bytes, int rows, int lines, const std::byte* next,
+inline void ReusePart(const PanelPart& part, size_t x_row_bytes, int rows, int tile, int lines, const std::byte* next,
                       float* sums) {
-  constexpr int kTile = Panels::kRowsOfTile;
-  const int passes = rows / kTile * Passes<Panels>(kTile) + (rows % kTile != 0 ? Passes<Panels>(rows % kTile) : 0);
+  const int passes = rows / tile * Passes<Panels>(tile) + (rows % tile != 0 ? Passes<Panels>(rows % tile) : 0);
   const std::byte* end = next + static_cast<size_t>(part.units) * Panels::kUnitBytes;
   PrefetchStream prefetch = {next, passes >= 4 ? 1 : 2};
-  for (int r = 0; r < rows; r += kTile) {
-    AccumulateRows<Panels, kTile>(SmallerOf(kTile, rows - r), lines, part.weights, part.units,
-                                  part.x + static_cast<size_t>(r) * x_row_bytes, x_row_bytes, part.first, prefetch,
-                                  sums + r * kPanelWidth);
+  for (int r = 0; r < rows; r += tile) {
+    AccumulateRows<Panels, Panels::kRowsOfTile>(SmallerOf(tile, rows - r), lines, part.weights, part.units,
+                                                part.x + static_cast<size_t>(r) * x_row_bytes, x_row_bytes, part.first,
+                                                prefetch, sums + r * kPanelWidth);
     if (prefetch.at >= end) prefetch.lines = 0;
   }
 }
-
-template <class Panels>
-constexpr int kPassUnits = static_cast<int>(kPassBytes / Panels::kUnitBytes);
 
 // The first `columns` of sums [rows, kPanelWidth] = x panel^T, rows <= kMaxBlockRows; what is in the others has no
 // meaning. `next`: the panel that will be read after this one.
@@ -114,18 +115,23 @@ template <class Panels>
 inline void MultiplyPanel(const std::byte* panel, const std::byte* next, int units, const std::byte* x,
                           size_t x_row_bytes, int rows, int columns, float* sums) {
   const int lines = (columns + 15) / 16;
-  for (int u = 0; u < units; u += kPassUnits<Panels>) {
-    const PanelPart part = {.weights = panel + static_cast<size_t>(u) * Panels::kUnitBytes,
-                            .x = x + static_cast<size_t>(u) * Panels::kUnitActivationBytes,
-                            .units = SmallerOf(kPassUnits<Panels>, units - u),
-                            .first = u == 0};
-    if (rows <= Panels::kFullWidth) {
-      StreamPart<Panels>(part, x_row_bytes, rows, lines, sums);
-    } else {
-      const bool last = u + part.units == units;
-      ReusePart<Panels>(part, x_row_bytes, rows, lines,
-                        last ? next : part.weights + kPassUnits<Panels> * Panels::kUnitBytes, sums);
-    }
+  if (rows <= Panels::kFullWidth) {
+    StreamPart<Panels>({.weights = panel, .x = x, .units = units, .first = true}, x_row_bytes, rows, lines, sums);
+    return;
+  }
+  const int most_units = static_cast<int>((rows <= kFewRows ? kFewRowsPassBytes : kPassBytes) / Panels::kUnitBytes);
+  // Twice over a part in the order in which it lies is better than over one half of its lines and then the other.
+  const int tile = rows <= 2 * Panels::kFullWidth ? (rows + 1) / 2 : Panels::kRowsOfTile;
+  const int parts = (units + most_units - 1) / most_units;
+  for (int p = 0; p < parts; ++p) {
+    const int begin = units * p / parts;
+    const int end = units * (p + 1) / parts;
+    const PanelPart part = {.weights = panel + static_cast<size_t>(begin) * Panels::kUnitBytes,
+                            .x = x + static_cast<size_t>(begin) * Panels::kUnitActivationBytes,
+                            .units = end - begin,
+                            .first = p == 0};
+    const std::byte* then = end == units ? next : panel + static_cast<size_t>(end) * Panels::kUnitBytes;
+    ReusePart<Panels>(part, x_row_bytes, rows, tile, lines, then, sums);
   }
 }
 

@@ -7,7 +7,9 @@ import socketserver
 import sys
 import tempfile
 import threading
+import types
 import unittest
+import unittest.mock
 import xml.etree.ElementTree
 
 from harness import engines, limits, load, plot, report, results, rows
@@ -295,6 +297,15 @@ class EnginesTest(unittest.TestCase):
                 (pathlib.Path(directory) / "build/bin" / program).touch()
             self.assertIs(type(engines.peer(f"llama.cpp={directory}", 2)), engines.LlamaCpp)
             self.assertIs(type(engines.peer(f"ik={directory}", 2)), engines.IkLlamaCpp)
+
+    def test_a_cache_in_huge_pages_is_resident_as_a_whole(self):
+        model = types.SimpleNamespace(kv_bytes_per_token=32 << 10)
+        scion = engines.Scion("scion", ".", 2)
+        with unittest.mock.patch.object(engines, "has_huge_pages", lambda: True):
+            self.assertEqual(scion.kv_bytes_touched(model, 256), 16 << 20)
+        with unittest.mock.patch.object(engines, "has_huge_pages", lambda: False):
+            self.assertEqual(scion.kv_bytes_touched(model, 256), 0)
+        self.assertEqual(engines.LlamaCpp("llama.cpp", ".", 2).kv_bytes_touched(model, 256), 8 << 20)
 
     def test_a_row_that_is_not_there_is_named(self):
         with self.assertRaisesRegex(KeyError, "decode-nothing"):

@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 
 from harness import load
-from harness.process import ServerProcess
+from harness.process import ServerProcess, has_huge_pages
 from harness.rows import OUTPUT_TOKENS, PROMPT_TOKENS, REQUESTS
 
 DECODE_TOKENS = 64
@@ -42,13 +42,13 @@ class Engine:
                 seconds = server.first_answer(api.path, dict(body, stream=False))
                 memory = server.peak_memory_bytes()
         file_bytes = model.path.stat().st_size
-        kv_bytes = model.kv_bytes_per_token * self.kv_tokens_touched(START_CONTEXT)
+        kv_bytes = self.kv_bytes_touched(model, START_CONTEXT)
         return {"first_token": seconds, "memory_ratio": (memory - kv_bytes) / file_bytes,
                 "memory_bytes": memory, "file_bytes": file_bytes}
 
-    def kv_tokens_touched(self, context):
-        """Tokens' worth of KV cache that is resident after the first token."""
-        return context
+    def kv_bytes_touched(self, model, context):
+        """KV cache that is resident after the first token."""
+        return model.kv_bytes_per_token * context
 
     def _run(self, *command):
         with tempfile.TemporaryDirectory() as here:  # some leave a log file where they stand
@@ -76,13 +76,17 @@ class Scion(Engine):
             figures = json.load(open(out.name))["rounds"][0]
         return dict(figures, tokens_per_second=figures[row.kind])
 
-    def kv_tokens_touched(self, context):
-        return 0  # one block: touched as it is used
+    def kv_bytes_touched(self, model, context):
+        # Each plane has huge pages of its own, which its first token makes resident: of so small a cache, all of it.
+        return self.cache_mib(context) << 20 if has_huge_pages() else 0
+
+    def cache_mib(self, context):
+        """The smallest cache that holds every slot's context, with room to spare: 1 MiB holds 16 tokens of a wide model."""
+        return max(16, context // 16)
 
     def serve_command(self, path, port, slots, context):
-        # The smallest cache that holds every slot's context, with room to spare: 1 MiB holds 16 tokens of a wide model.
         return [self.directory / "moe-serve", path, "--http-port", port, "--grpc-port", 0, "--threads", self.threads,
-                "--kv-cache-mb", max(16, context // 16), "--log-level", "warning"]
+                "--kv-cache-mb", self.cache_mib(context), "--log-level", "warning"]
 
 
 class LlamaCpp(Engine):
