@@ -46,8 +46,12 @@ void SetScale(float scale, BlockCodes& out) { out.scale[0] = out.scale[1] = scal
 void ReadKScales(const std::byte* super, int sub, BlockCodes& out) {
   int scale, min;
   SubBlockScale(BytesAt(super + 4), sub, scale, min);
-  SetScale(HalfAt(super) * static_cast<float>(scale), out);
-  out.min = -(HalfAt(super + 2) * static_cast<float>(min));
+  out.super_scale = HalfAt(super);
+  out.super_min = -HalfAt(super + 2);
+  out.sub_scale[0] = static_cast<int8_t>(scale);
+  out.sub_scale[1] = static_cast<int8_t>(min);
+  SetScale(out.super_scale * static_cast<float>(scale), out);
+  out.min = out.super_min * static_cast<float>(min);
 }
 
 // Nibbles of 64 elements share 32 bytes: the low ones are the even sub-block.

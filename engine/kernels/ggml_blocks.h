@@ -15,11 +15,14 @@ inline constexpr int kBlockElements = 32;
 // What one block of 32 elements holds, before packing.
 struct BlockCodes {
   uint8_t codes[kBlockElements];
-  int offset;           // 128 for 8-bit codes that stand for signed bytes, 32 for Q6_K, 8 for Q4_0, else 0
-  float scale[2];       // of elements 0..15 and 16..31: equal but for Q6_K
-  float min;            // 0 for types without
-  float super_scale;    // Q6_K only: scale[i] = super_scale * sub_scale[i], exactly
-  int8_t sub_scale[2];  // Q6_K only
+  int offset;      // 128 for 8-bit codes that stand for signed bytes, 32 for Q6_K, 8 for Q4_0, else 0
+  float scale[2];  // of elements 0..15 and 16..31: equal but for Q6_K
+  float min;       // 0 for types without
+  // Q6_K, Q5_K and Q4_K only: scale[i] = super_scale * sub_scale[i], exactly. But for Q6_K, sub_scale[1] is that of
+  // min.
+  float super_scale;
+  float super_min;
+  int8_t sub_scale[2];
 };
 
 // Block `index` (of 32 elements) of a row of a quantised type.

@@ -42,11 +42,13 @@ enum class WeightType : uint8_t {
   kBF16,
   kF32,
   kF16,
-  kQ8,     // 32 codes of 8 bits, offset 128, fp16 scale: Q8_0, Q5_0
-  kQ8Min,  // 32 codes of 8 bits, fp32 scale and min: Q5_1, Q5_K
-  kQ4,     // 32 codes of 4 bits, offset 8, fp16 scale: Q4_0
-  kQ4Min,  // 32 codes of 4 bits, fp32 scale and min: Q4_1, Q4_K
-  kQ6,     // 32 codes of 4 and 2 bits, offset 32, fp16 scale, times an int8 for each half: Q6_K
+  kQ8,       // 32 codes of 8 bits, offset 128, fp16 scale: Q8_0, Q5_0
+  kQ8Min,    // 32 codes of 8 bits, fp16 scale and min: Q5_1
+  kQ8Super,  // the same in eights of one fp16 scale and min, times 6 bits each: Q5_K
+  kQ4,       // 32 codes of 4 bits, offset 8, fp16 scale: Q4_0
+  kQ4Min,    // 32 codes of 4 bits, fp16 scale and min: Q4_1
+  kQ4Super,  // the same in eights of one fp16 scale and min, times 6 bits each: Q4_K
+  kQ6,       // 32 codes of 4 and 2 bits, offset 32, fp16 scale, times an int8 for each half: Q6_K
 };
 constexpr bool IsBlocked(WeightType t) {
   return t != WeightType::kBF16 && t != WeightType::kF32 && t != WeightType::kF16;
@@ -89,7 +91,8 @@ inline size_t PackedBytes(WeightType type, int out_features, int in_features) {
 // Packs one panel. `rows`: row-major source [num_rows, in_features] of `source_type`, any float or quantised type, the
 // panel's output features in order, num_rows <= kPanelWidth. By value if `type` is ExactWeightType(source_type) or
 // kF32; kBF16 rounds to the nearest, kQ8 and kQ4 round as QuantizeRow does; no other `type` is allowed. A blocked type
-// needs in_features to be a multiple of 32. `out`: PackedPanelBytes(type, in_features) bytes, 64-byte aligned.
+// needs in_features to be a multiple of 32, kQ8Super and kQ4Super of 256. `out`: PackedPanelBytes(type, in_features)
+// bytes, 64-byte aligned.
 void PackPanel(DType source_type, const std::byte* rows, int num_rows, int in_features, WeightType type,
                std::byte* out);
 

@@ -190,12 +190,18 @@ inline void Multiply(const PackedMatrix& gate, const PackedMatrix* up, const std
     case WeightType::kQ8Min:
       return MultiplyPanels<BlockPanels<WeightType::kQ8Min>>(gate, up, activations, rows, panel_begin, panel_end, y,
                                                              y_stride);
+    case WeightType::kQ8Super:
+      return MultiplyPanels<BlockPanels<WeightType::kQ8Super>>(gate, up, activations, rows, panel_begin, panel_end, y,
+                                                               y_stride);
     case WeightType::kQ4:
       return MultiplyPanels<BlockPanels<WeightType::kQ4>>(gate, up, activations, rows, panel_begin, panel_end, y,
                                                           y_stride);
     case WeightType::kQ4Min:
       return MultiplyPanels<BlockPanels<WeightType::kQ4Min>>(gate, up, activations, rows, panel_begin, panel_end, y,
                                                              y_stride);
+    case WeightType::kQ4Super:
+      return MultiplyPanels<BlockPanels<WeightType::kQ4Super>>(gate, up, activations, rows, panel_begin, panel_end, y,
+                                                               y_stride);
     case WeightType::kQ6:
       return MultiplyPanels<BlockPanels<WeightType::kQ6>>(gate, up, activations, rows, panel_begin, panel_end, y,
                                                           y_stride);

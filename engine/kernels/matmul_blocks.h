@@ -57,11 +57,14 @@ struct BlockPanels {
   static constexpr int kRowsOfTile = kBlockTileRows;
   static constexpr int kLinesOfTile = kBlockTileLines;
   static constexpr int kFullWidth = kBlockFullWidthRows;
-  static constexpr size_t kUnitBytes = Format::kBytes;
-  static constexpr size_t kUnitActivationBytes = sizeof(ActivationBlock);
+  static constexpr size_t kUnitBytes = Format::kUnitBytes;
+  static constexpr size_t kUnitActivationBytes = Format::kBlocksPerUnit * sizeof(ActivationBlock);
   static constexpr size_t kStreamAhead = Format::kFourBits || Format::kSixBits ? 0 : 2048;
 
-  static SCION_KERNEL int Units(int in_features) { return (in_features + kBlockElements - 1) / kBlockElements; }
+  static SCION_KERNEL int Units(int in_features) {
+    constexpr int kElements = kBlockElements * Format::kBlocksPerUnit;
+    return (in_features + kElements - 1) / kElements;
+  }
 
   static SCION_KERNEL const ActivationBlock& BlockOf(const std::byte* x, size_t x_row_bytes, int row) {
     return *reinterpret_cast<const ActivationBlock*>(x + static_cast<size_t>(row) * x_row_bytes);
@@ -79,14 +82,18 @@ struct BlockPanels {
     }
   }
 
-  // A line's scales are this far from those of the line before.
-  static constexpr size_t kScaleLineBytes = Format::kHasMin ? 64 : 32;
+  // A line's fp16 are this far from those of the line before, its int8 half as far.
+  static constexpr size_t kHalfLineBytes = 32;
 
-  // The scales of a line of features for one part of a block. `scales`: the line's; `sub_scales`: of the same line.
+  // The scales of a line of features for one part of a block. `scales`: the line's fp16; `sub_scales`: its int8.
   static SCION_KERNEL F32x16 LoadScale(const std::byte* scales, const std::byte* sub_scales, int part) {
-    if constexpr (Format::kHasMin) return Load(scales);
-    if constexpr (!Format::kSixBits) return LoadF16(scales);
+    if constexpr (!Format::kSixBits && !Format::kSuper) return LoadF16(scales);
     return Mul(LoadF16(scales), IntToF32(LoadInt8(sub_scales + part * kPanelWidth)));
+  }
+
+  static SCION_KERNEL F32x16 LoadMin(const std::byte* scales, const std::byte* sub_scales) {
+    if constexpr (!Format::kSuper) return LoadF16(scales + (Format::kMins - Format::kScales));
+    return Mul(LoadF16(scales + Format::kSuperMins), IntToF32(LoadInt8(sub_scales + kPanelWidth)));
   }
 
   // acc += scale_w * (scale_x * dots). `scales`, `sub_scales`: of this tile's lines.
@@ -98,7 +105,7 @@ struct BlockPanels {
 #pragma GCC unroll 4
     for (int l = 0; l < kLines; ++l) {
       const size_t line = static_cast<size_t>(l);
-      w_scale[l] = LoadScale(scales + line * kScaleLineBytes, sub_scales + line * 16, part);
+      w_scale[l] = LoadScale(scales + line * kHalfLineBytes, sub_scales + line * kHalfLineBytes / 2, part);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -152,9 +159,13 @@ struct BlockPanels {
                                     size_t x_row_bytes, bool first, PrefetchStream& prefetch, float* sums) {
     constexpr int kPartSteps = Format::kSteps / Format::kParts;
     PrefetchStream ahead = prefetch;
-    const std::byte* scales = weights + Format::kScales + static_cast<size_t>(line) * kScaleLineBytes;
-    const std::byte* sub_scales = weights + Format::kSubScales + static_cast<size_t>(line) * 16;
-    const std::byte* codes = weights + static_cast<size_t>(line) * kLineBytes;
+    // Of a unit, or of a block: fp16, int8 and codes of this tile's lines.
+    const std::byte* scales =
+        weights + (Format::kSuper ? 0 : Format::kScales) + static_cast<size_t>(line) * kHalfLineBytes;
+    const std::byte* sub_scales = weights + Format::kSuperBytes +
+                                  (Format::kSuper ? Format::kScales : Format::kSubScales) +
+                                  static_cast<size_t>(line) * kHalfLineBytes / 2;
+    const std::byte* codes = weights + Format::kSuperBytes + static_cast<size_t>(line) * kLineBytes;
     F32x16 acc[kRows][kLines];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -162,61 +173,78 @@ struct BlockPanels {
       for (int l = 0; l < kLines; ++l) acc[r][l] = first ? Set1(0.0f) : Load(sums + r * kPanelWidth + l * 16);
     }
     for (int u = 0; u < units; ++u) {
-      PrefetchNext<static_cast<int>(Format::kScaleBytes / kLineBytes)>(ahead);
-#pragma GCC unroll 2
-      for (int part = 0; part < Format::kParts; ++part) {
-        U32x16 dots[kRows][kLines];
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) {
-          const U32x16 start = StartDots<Format>(Bias(BlockOf(x, x_row_bytes, r), part));
-#pragma GCC unroll 4
-          for (int l = 0; l < kLines; ++l) dots[r][l] = start;
+      if constexpr (Format::kSuper) {
+        // Touched before the codes, which lie after them, so that lines come in order.
+        for (size_t l = 0; l < kLines; l += 2) {
+          PrefetchToL2(scales + l * kHalfLineBytes);
+          PrefetchToL2(scales + l * kHalfLineBytes + Format::kSuperMins);
         }
-        if constexpr (Format::kSixBits) {
-          DotSixBits<0, kRows, kLines>(codes, part, x, x_row_bytes, dots);
-          PrefetchNext<kPartSteps * kPanelLines>(ahead);
-          DotSixBits<2, kRows, kLines>(codes, part, x, x_row_bytes, dots);
-        } else {
+        PrefetchNext<static_cast<int>(Format::kSuperBytes / kLineBytes)>(ahead);
+      }
+#pragma GCC unroll 1
+      for (int b = 0; b < Format::kBlocksPerUnit; ++b) {
+        PrefetchNext<static_cast<int>(Format::kScaleBytes / kLineBytes)>(ahead);
+#pragma GCC unroll 2
+        for (int part = 0; part < Format::kParts; ++part) {
+          U32x16 dots[kRows][kLines];
+#pragma GCC unroll 16
+          for (int r = 0; r < kRows; ++r) {
+            const U32x16 start = StartDots<Format>(Bias(BlockOf(x, x_row_bytes, r), part));
+#pragma GCC unroll 4
+            for (int l = 0; l < kLines; ++l) dots[r][l] = start;
+          }
+          if constexpr (Format::kSixBits) {
+            DotSixBits<0, kRows, kLines>(codes, part, x, x_row_bytes, dots);
+            PrefetchNext<kPartSteps * kPanelLines>(ahead);
+            DotSixBits<2, kRows, kLines>(codes, part, x, x_row_bytes, dots);
+          } else {
 #pragma GCC unroll 8
-          for (int s = 0; s < kPartSteps; ++s) {
-            U32x16 w[kLines];
+            for (int s = 0; s < kPartSteps; ++s) {
+              U32x16 w[kLines];
 #pragma GCC unroll 4
-            for (int l = 0; l < kLines; ++l) {
-              w[l] = LoadBits(codes + static_cast<size_t>(s * kPanelLines + l) * kLineBytes);
-            }
-            PrefetchNext<kPanelLines>(ahead);
-            if constexpr (Format::kFourBits) {
-              U32x16 half[kLines];
+              for (int l = 0; l < kLines; ++l) {
+                w[l] = LoadBits(codes + static_cast<size_t>(s * kPanelLines + l) * kLineBytes);
+              }
+              PrefetchNext<kPanelLines>(ahead);
+              if constexpr (Format::kFourBits) {
+                U32x16 half[kLines];
 #pragma GCC unroll 4
-              for (int l = 0; l < kLines; ++l) half[l] = AndBits(w[l], 0x0f0f0f0fu);
-              DotStep<kRows, kLines>(half, x, x_row_bytes, s, dots);
+                for (int l = 0; l < kLines; ++l) half[l] = AndBits(w[l], 0x0f0f0f0fu);
+                DotStep<kRows, kLines>(half, x, x_row_bytes, s, dots);
 #pragma GCC unroll 4
-              for (int l = 0; l < kLines; ++l) half[l] = AndBits(ShiftRight<4>(w[l]), 0x0f0f0f0fu);
-              DotStep<kRows, kLines>(half, x, x_row_bytes, s + 4, dots);
-            } else {
-              DotStep<kRows, kLines>(w, x, x_row_bytes, s, dots);
+                for (int l = 0; l < kLines; ++l) half[l] = AndBits(ShiftRight<4>(w[l]), 0x0f0f0f0fu);
+                DotStep<kRows, kLines>(half, x, x_row_bytes, s + 4, dots);
+              } else {
+                DotStep<kRows, kLines>(w, x, x_row_bytes, s, dots);
+              }
             }
           }
+          AddScaledDots<kRows, kLines>(scales, sub_scales, part, x, x_row_bytes, dots, acc);
         }
-        AddScaledDots<kRows, kLines>(scales, sub_scales, part, x, x_row_bytes, dots, acc);
-      }
-      if constexpr (Format::kHasMin) {
-        F32x16 min[kLines];
+        if constexpr (Format::kHasMin) {
+          F32x16 min[kLines];
 #pragma GCC unroll 4
-        for (int l = 0; l < kLines; ++l) {
-          min[l] = Load(scales + kPanelWidth * sizeof(float) + static_cast<size_t>(l) * kLineBytes);
-        }
+          for (int l = 0; l < kLines; ++l) {
+            const size_t at = static_cast<size_t>(l) * kHalfLineBytes;
+            min[l] = LoadMin(scales + at, sub_scales + at / 2);
+          }
 #pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) {
-          const F32x16 sum = Set1(BlockOf(x, x_row_bytes, r).scaled_sum);
+          for (int r = 0; r < kRows; ++r) {
+            const F32x16 sum = Set1(BlockOf(x, x_row_bytes, r).scaled_sum);
 #pragma GCC unroll 4
-          for (int l = 0; l < kLines; ++l) acc[r][l] = MulAdd(sum, min[l], acc[r][l]);
+            for (int l = 0; l < kLines; ++l) acc[r][l] = MulAdd(sum, min[l], acc[r][l]);
+          }
         }
+        if constexpr (!Format::kSuper) scales += Format::kBytes;
+        sub_scales += Format::kBytes;
+        codes += Format::kBytes;
+        x += sizeof(ActivationBlock);
       }
-      scales += Format::kBytes;
-      sub_scales += Format::kBytes;
-      codes += Format::kBytes;
-      x += sizeof(ActivationBlock);
+      if constexpr (Format::kSuper) {
+        scales += Format::kUnitBytes;
+        sub_scales += Format::kSuperBytes;
+        codes += Format::kSuperBytes;
+      }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {

@@ -26,22 +26,25 @@ void PackHalves(WeightType type, const uint16_t* row, size_t k_count, size_t n, 
   }
 }
 
+// `unit`: where the block's unit begins.
 template <WeightType kType>
-void PackBlock(const BlockCodes& block, size_t n, std::byte* out) {
+void PackBlock(const BlockCodes& block, size_t n, std::byte* unit, std::byte* out) {
   using Format = BlockFormat<kType>;
   uint8_t* bytes = reinterpret_cast<uint8_t*>(out);
-  const auto set_half = [&](float scale) { reinterpret_cast<uint16_t*>(out + Format::kScales)[n] = F32ToF16(scale); };
-  if constexpr (Format::kSixBits) {
-    set_half(block.super_scale);
-    for (size_t half = 0; half < 2; ++half) {
-      bytes[Format::kSubScales + half * kPanelWidth + n] = static_cast<uint8_t>(block.sub_scale[half]);
-    }
-  } else if constexpr (Format::kHalfPrecisionScale) {
-    set_half(block.scale[0]);
+  const auto set_half = [n](std::byte* halves, float x) { reinterpret_cast<uint16_t*>(halves)[n] = F32ToF16(x); };
+  const auto set_subs = [&](size_t at) {
+    for (size_t i = 0; i < 2; ++i) bytes[at + i * kPanelWidth + n] = static_cast<uint8_t>(block.sub_scale[i]);
+  };
+  if constexpr (Format::kSuper) {
+    set_half(unit, block.super_scale);
+    set_half(unit + Format::kSuperMins, block.super_min);
+    set_subs(Format::kScales);
+  } else if constexpr (Format::kSixBits) {
+    set_half(out + Format::kScales, block.super_scale);
+    set_subs(Format::kSubScales);
   } else {
-    float* scales = reinterpret_cast<float*>(out + Format::kScales);
-    scales[n] = block.scale[0];
-    scales[kPanelWidth + n] = block.min;
+    set_half(out + Format::kScales, block.scale[0]);
+    if constexpr (Format::kHasMin) set_half(out + Format::kMins, block.min);
   }
   constexpr size_t kStep = kPanelWidth * 4;
   uint8_t* codes = bytes + n * 4;
@@ -63,10 +66,13 @@ void PackBlock(const BlockCodes& block, size_t n, std::byte* out) {
 
 template <WeightType kType>
 void PackBlocks(DType source_type, const std::byte* row, int in_features, size_t n, std::byte* out) {
+  using Format = BlockFormat<kType>;
   BlockCodes block;
   for (int b = 0; b < in_features / kBlockElements; ++b) {
     ReadBlock(source_type, row, b, block);
-    PackBlock<kType>(block, n, out + static_cast<size_t>(b) * BlockFormat<kType>::kBytes);
+    std::byte* unit = out + static_cast<size_t>(b / Format::kBlocksPerUnit) * Format::kUnitBytes;
+    const size_t in_unit = static_cast<size_t>(b % Format::kBlocksPerUnit) * Format::kBytes;
+    PackBlock<kType>(block, n, unit, unit + Format::kSuperBytes + in_unit);
   }
 }
 
@@ -76,10 +82,14 @@ void PackBlocks(WeightType type, DType source_type, const std::byte* row, int in
       return PackBlocks<WeightType::kQ8>(source_type, row, in_features, n, out);
     case WeightType::kQ8Min:
       return PackBlocks<WeightType::kQ8Min>(source_type, row, in_features, n, out);
+    case WeightType::kQ8Super:
+      return PackBlocks<WeightType::kQ8Super>(source_type, row, in_features, n, out);
     case WeightType::kQ4:
       return PackBlocks<WeightType::kQ4>(source_type, row, in_features, n, out);
     case WeightType::kQ4Min:
       return PackBlocks<WeightType::kQ4Min>(source_type, row, in_features, n, out);
+    case WeightType::kQ4Super:
+      return PackBlocks<WeightType::kQ4Super>(source_type, row, in_features, n, out);
     case WeightType::kQ6:
       return PackBlocks<WeightType::kQ6>(source_type, row, in_features, n, out);
     default:
@@ -87,21 +97,11 @@ void PackBlocks(WeightType type, DType source_type, const std::byte* row, int in
   }
 }
 
-size_t BlockBytes(WeightType type) {
-  switch (type) {
-    case WeightType::kQ8:
-      return BlockFormat<WeightType::kQ8>::kBytes;
-    case WeightType::kQ8Min:
-      return BlockFormat<WeightType::kQ8Min>::kBytes;
-    case WeightType::kQ4:
-      return BlockFormat<WeightType::kQ4>::kBytes;
-    case WeightType::kQ4Min:
-      return BlockFormat<WeightType::kQ4Min>::kBytes;
-    case WeightType::kQ6:
-      return BlockFormat<WeightType::kQ6>::kBytes;
-    default:
-      return 0;
-  }
+template <WeightType kType>
+size_t BlockedPanelBytes(size_t in_features) {
+  using Format = BlockFormat<kType>;
+  constexpr size_t kElements = size_t{kBlockElements} * Format::kBlocksPerUnit;
+  return (in_features + kElements - 1) / kElements * Format::kUnitBytes;
 }
 
 }  // namespace
@@ -118,10 +118,14 @@ std::string_view WeightTypeName(WeightType type) {
       return "q8";
     case WeightType::kQ8Min:
       return "q8min";
+    case WeightType::kQ8Super:
+      return "q8super";
     case WeightType::kQ4:
       return "q4";
     case WeightType::kQ4Min:
       return "q4min";
+    case WeightType::kQ4Super:
+      return "q4super";
     case WeightType::kQ6:
       return "q6";
   }
@@ -140,15 +144,17 @@ std::optional<WeightType> ExactWeightType(DType type) {
     case DType::kQ5_0:
       return WeightType::kQ8;
     case DType::kQ5_1:
-    case DType::kQ5K:
       return WeightType::kQ8Min;
+    case DType::kQ5K:
+      return WeightType::kQ8Super;
     case DType::kQ6K:
       return WeightType::kQ6;
     case DType::kQ4_0:
       return WeightType::kQ4;
     case DType::kQ4_1:
-    case DType::kQ4K:
       return WeightType::kQ4Min;
+    case DType::kQ4K:
+      return WeightType::kQ4Super;
     default:
       return std::nullopt;
   }
@@ -157,8 +163,24 @@ std::optional<WeightType> ExactWeightType(DType type) {
 size_t PackedPanelBytes(WeightType type, int in_features) {
   const size_t k = static_cast<size_t>(in_features);
   if (type == WeightType::kF32) return k * kPanelWidth * sizeof(float);
-  if (!IsBlocked(type)) return (k + 1) / 2 * kPanelWidth * 2 * sizeof(uint16_t);
-  return (k + kBlockElements - 1) / kBlockElements * BlockBytes(type);
+  switch (type) {
+    case WeightType::kQ8:
+      return BlockedPanelBytes<WeightType::kQ8>(k);
+    case WeightType::kQ8Min:
+      return BlockedPanelBytes<WeightType::kQ8Min>(k);
+    case WeightType::kQ8Super:
+      return BlockedPanelBytes<WeightType::kQ8Super>(k);
+    case WeightType::kQ4:
+      return BlockedPanelBytes<WeightType::kQ4>(k);
+    case WeightType::kQ4Min:
+      return BlockedPanelBytes<WeightType::kQ4Min>(k);
+    case WeightType::kQ4Super:
+      return BlockedPanelBytes<WeightType::kQ4Super>(k);
+    case WeightType::kQ6:
+      return BlockedPanelBytes<WeightType::kQ6>(k);
+    default:
+      return (k + 1) / 2 * kPanelWidth * 2 * sizeof(uint16_t);
+  }
 }
 
 void PackPanel(DType source_type, const std::byte* rows, int num_rows, int in_features, WeightType type,

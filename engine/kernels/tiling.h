@@ -114,6 +114,7 @@ inline void ReusePart(const PanelPart& part, size_t x_row_bytes, int rows, int t
 template <class Panels>
 inline void MultiplyPanel(const std::byte* panel, const std::byte* next, int units, const std::byte* x,
                           size_t x_row_bytes, int rows, int columns, float* sums) {
+  static_assert(Panels::kUnitBytes <= kFewRowsPassBytes);
   const int lines = (columns + 15) / 16;
   if (rows <= Panels::kFullWidth) {
     StreamPart<Panels>({.weights = panel, .x = x, .units = units, .first = true}, x_row_bytes, rows, lines, sums);

@@ -3,8 +3,8 @@
 //
 // A cache, never a format: one file each for the trunk and every domain, "trunk.as-is.pack", "domain-code.q8.pack".
 //
-//   header   text, padded with zeros to a multiple of 4096 bytes: version, mode, size, the source's files (size, time,
-//            hash of samples, SHA-256 of the lock), and PackPlan::Description
+//   header   text, padded with zeros to a multiple of 4096 bytes: version, hash of the layout, mode, size, the source's
+//            files (size, time, hash of samples, SHA-256 of the lock), and PackPlan::Description
 //   data     the plan's block
 //
 // The header says all that decides what the data are. It is never parsed: the one that the file must have is made from

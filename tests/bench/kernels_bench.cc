@@ -154,8 +154,9 @@ void RegisterAll() {
   for (Tier tier : SupportedTiers()) {
     const KernelTable& k = GetKernels(tier);
     const std::string name(TierName(tier));
-    for (WeightType type : {WeightType::kBF16, WeightType::kF32, WeightType::kF16, WeightType::kQ8, WeightType::kQ8Min,
-                            WeightType::kQ4, WeightType::kQ4Min, WeightType::kQ6}) {
+    for (WeightType type :
+         {WeightType::kBF16, WeightType::kF32, WeightType::kF16, WeightType::kQ8, WeightType::kQ8Min,
+          WeightType::kQ8Super, WeightType::kQ4, WeightType::kQ4Min, WeightType::kQ4Super, WeightType::kQ6}) {
       std::string weights = "/";
       weights += WeightTypeName(type);
       for (bool swiglu : {false, true}) {

@@ -173,10 +173,10 @@ void ExpectCodesUpTo(DType type, int largest) {
   const BlockMatrix m = RandomMatrix(type, kPanelWidth, 1024, 12);
   ASSERT_EQ(m.packed.matrix.type, kType);
   std::set<int> codes;
-  for (size_t block = 0; block < PackedBytes(kType, kPanelWidth, 1024); block += Format::kBytes) {
-    for (size_t i = 0; i < Format::kScales; ++i) {
-      codes.insert(static_cast<int>(m.packed.matrix.data[block + i]));
-    }
+  for (size_t block = 0; block < 1024 / kBlockElements; ++block) {
+    const size_t unit = block / Format::kBlocksPerUnit;
+    const std::byte* of_block = m.packed.matrix.data + (unit + 1) * Format::kSuperBytes + block * Format::kBytes;
+    for (size_t i = 0; i < Format::kScales; ++i) codes.insert(static_cast<int>(of_block[i]));
   }
   EXPECT_LE(*codes.rbegin(), largest) << DTypeName(type);
 }
@@ -185,14 +185,19 @@ TEST(BlockFormatTest, CodesLieWithinTheBoundOfTheirFormat) {
   ExpectCodesUpTo<WeightType::kQ8>(DType::kQ8_0, 255);
   ExpectCodesUpTo<WeightType::kQ8>(DType::kQ5_0, 255);
   ExpectCodesUpTo<WeightType::kQ8Min>(DType::kQ5_1, 31);
-  ExpectCodesUpTo<WeightType::kQ8Min>(DType::kQ5K, 31);
+  ExpectCodesUpTo<WeightType::kQ8Super>(DType::kQ5K, 31);
 }
 
 TEST(BlockFormatTest, BytesOfAWeight) {
   constexpr size_t kValues = kPanelWidth * 256;
   EXPECT_EQ(PackedBytes(WeightType::kQ8, kPanelWidth, 256), kValues + kValues / 32 * 2);
   EXPECT_EQ(PackedBytes(WeightType::kQ4, kPanelWidth, 256), kValues / 2 + kValues / 32 * 2);
+  EXPECT_EQ(PackedBytes(WeightType::kQ8Min, kPanelWidth, 256), kValues + kValues / 32 * 4);
+  EXPECT_EQ(PackedBytes(WeightType::kQ4Min, kPanelWidth, 256), kValues / 2 + kValues / 32 * 4);
   EXPECT_EQ(PackedBytes(WeightType::kQ6, kPanelWidth, 256), kValues * 7 / 8);
+  // 0.578 and 1.078 bytes; 0.5625 and 0.6875 on disk.
+  EXPECT_EQ(PackedBytes(WeightType::kQ4Super, kPanelWidth, 256), kValues / 2 + kValues / 32 * 2 + kValues / 256 * 4);
+  EXPECT_EQ(PackedBytes(WeightType::kQ8Super, kPanelWidth, 256), kValues + kValues / 32 * 2 + kValues / 256 * 4);
 }
 
 TEST_P(MatMulBlocksTest, RowsHaveTheSameBitsAloneAndInCompany) {
