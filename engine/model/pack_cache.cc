@@ -43,7 +43,8 @@ void PackCache::Note(bool is_problem, std::string text) const {
 }
 
 absl::StatusOr<WeightMemory> PackCache::Load(const PackPlan& plan, const std::string& part) {
-  if (enabled_) {
+  // A dense model's only domain has no weights: nothing to keep.
+  if (enabled_ && plan.bytes() > 0) {
     const fs::path path =
         options_.directory / absl::StrCat(part, ".", ToAbsl(WeightModeName(plan.mode())), ToAbsl(kSuffix));
     SCION_ASSIGN_OR_RETURN(const std::string header, PackedFileHeader(plan));

@@ -165,6 +165,20 @@ TEST_F(PackedCacheTest, TheSameBitsOfAGgufFileWithExperts) {
   }
 }
 
+TEST_F(PackedCacheTest, ADomainWithoutWeightsHasNoFile) {
+  const fs::path path = dir_.path() / "dense.gguf";
+  WriteBytes(path, MakeTinyGguf({.architecture = "llama"}).Bytes());
+  const Loaded fresh = Load(path, {});
+  ASSERT_TRUE(fresh.status.ok()) << fresh.status;
+  for (const int written : {1, 0}) {
+    const Loaded loaded = Load(path, packs_);
+    EXPECT_EQ(loaded.Written(), written) << loaded.Text();
+    EXPECT_THAT(loaded.Text(), ::testing::Not(::testing::HasSubstr("not kept"))) << loaded.Text();
+    EXPECT_EQ(loaded.logits, fresh.logits);
+  }
+  EXPECT_THAT(Entries(packs_), ::testing::ElementsAre("trunk.as-is.pack"));
+}
+
 TEST_F(PackedCacheTest, TheSameBitsOfABlockOfSeveralWindows) {
   const fs::path large = dir_.path() / "large";
   WriteTinyModel(MakeTinyModel({.hidden_size = 1024, .intermediate_size = 3300, .moe_intermediate_size = 33}), large);
