@@ -133,16 +133,19 @@ SCION_KERNEL F32x16 StoreForDot(F32x16 x, int i, std::byte* out) {
 }
 
 // sums [kCount][kLines] += rows x, `x_bytes` apart, times the kLines lines at `panel` of `steps` steps, which lie
-// `step_bytes` apart. Fetches as many lines at `next` meanwhile.
+// `step_bytes` apart. Fetches as many lines at `next` meanwhile, and those at `again`, of which most are on their way:
+// the processor drops a prefetch when too many lines are.
 template <class Dot, int kCount, int kLines>
-SCION_KERNEL void AccumulateSteps(const std::byte* panel, const std::byte* next, size_t step_bytes, int steps,
-                                  const std::byte* x, size_t x_bytes, F32x16 (&sums)[kCount][kLines]) {
+SCION_KERNEL void AccumulateSteps(const std::byte* panel, const std::byte* next, const std::byte* again,
+                                  size_t step_bytes, int steps, const std::byte* x, size_t x_bytes,
+                                  F32x16 (&sums)[kCount][kLines]) {
   for (int s = 0; s < steps; ++s) {
     typename Dot::Weights w[kLines];
 #pragma GCC unroll 4
     for (int l = 0; l < kLines; ++l) {
       w[l] = Dot::LoadWeights(panel + static_cast<size_t>(l) * kLineBytes);
       PrefetchToL2(next + static_cast<size_t>(l) * kLineBytes);
+      PrefetchToL2(again + static_cast<size_t>(l) * kLineBytes);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i) {
@@ -152,6 +155,7 @@ SCION_KERNEL void AccumulateSteps(const std::byte* panel, const std::byte* next,
     }
     panel += step_bytes;
     next += step_bytes;
+    again += step_bytes;
     x += Dot::kStepActivationBytes;
   }
 }
@@ -182,7 +186,7 @@ SCION_KERNEL void ScoreTile(const KvTile& tile, int head_dim, const float* q, fl
 #pragma GCC unroll 4
     for (int l = 0; l < kTileLinesOfKeys; ++l) sums[i][l] = Set1(0.0f);
   }
-  AccumulateSteps<Dot, kCount, kTileLinesOfKeys>(tile.k, tile.next_k, kTileLinesOfKeys * kLineBytes,
+  AccumulateSteps<Dot, kCount, kTileLinesOfKeys>(tile.k, tile.next_k, tile.v, kTileLinesOfKeys * kLineBytes,
                                                  head_dim / kStepValues<Dot>, reinterpret_cast<const std::byte*>(q),
                                                  static_cast<size_t>(head_dim) * sizeof(float), sums);
 #pragma GCC unroll 8
@@ -209,7 +213,8 @@ SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int toke
     for (int l = 0; l < kLines; ++l) sums[i][l] = Mul(Load(out + i * head_dim + l * 16), Set1(rescale[i]));
   }
   const int whole = tokens / kValues;
-  AccumulateSteps<Dot, kCount, kLines>(tile.v + at, tile.next_v + at, step_bytes, whole, weights, kWeightBytes, sums);
+  AccumulateSteps<Dot, kCount, kLines>(tile.v + at, tile.next_v + at, tile.next_k + at, step_bytes, whole, weights,
+                                       kWeightBytes, sums);
   if constexpr (kValues > 1) {
     if (tokens % kValues != 0) {
       // The other half of the last pairs is nobody's yet.
@@ -218,7 +223,7 @@ SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int toke
         Kv::FirstOfPairs(tile.v + at + static_cast<size_t>(whole) * step_bytes + l * kLineBytes, last + l * kLineBytes);
       }
       AccumulateSteps<Dot, kCount, kLines>(
-          last, last, 0, 1, weights + static_cast<size_t>(whole) * Dot::kStepActivationBytes, kWeightBytes, sums);
+          last, last, last, 0, 1, weights + static_cast<size_t>(whole) * Dot::kStepActivationBytes, kWeightBytes, sums);
     }
   }
 #pragma GCC unroll 8

@@ -71,8 +71,9 @@ struct FloatPanels {
   static constexpr int kFullWidth = kFullWidthRows;
   static constexpr size_t kUnitBytes = kStepBytes;
   static constexpr size_t kUnitActivationBytes = Dot::kStepActivationBytes;
-  static constexpr size_t kStreamAhead = 0;
+  static constexpr bool kAsksAgain = false;
 
+  static SCION_KERNEL size_t StreamAhead(int /*rows*/) { return 0; }
   static SCION_KERNEL int Units(int in_features) { return Dot::Steps(in_features); }
 
   // Adds `units` steps to the accumulators of kRows rows x kLines lines. `sums`: rows of kPanelWidth floats.

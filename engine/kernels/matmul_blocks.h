@@ -59,7 +59,15 @@ struct BlockPanels {
   static constexpr int kFullWidth = kBlockFullWidthRows;
   static constexpr size_t kUnitBytes = Format::kUnitBytes;
   static constexpr size_t kUnitActivationBytes = Format::kBlocksPerUnit * sizeof(ActivationBlock);
-  static constexpr size_t kStreamAhead = Format::kFourBits || Format::kSixBits ? 0 : 2048;
+  static constexpr bool kEightBits = !Format::kFourBits && !Format::kSixBits;
+  static constexpr bool kAsksAgain = kEightBits;
+
+  // Of 4-bit codes with three rows, so much is computed between two lines that the processor has too few of them
+  // in flight; beyond the page that it is in, it doesn't fetch by itself.
+  static SCION_KERNEL size_t StreamAhead(int rows) {
+    if (kEightBits) return 2048;
+    return Format::kFourBits && rows > 2 ? 6400 : 0;
+  }
 
   static SCION_KERNEL int Units(int in_features) {
     constexpr int kElements = kBlockElements * Format::kBlocksPerUnit;

@@ -10,7 +10,8 @@
 //   row tile    Panels::kRowsOfTile x kLinesOfTile*16 accumulators in registers; of few rows, kFullWidth x 64
 //
 // `Panels` says what a panel consists of: Units(in_features) units of kUnitBytes, each multiplied with
-// kUnitActivationBytes of a prepared row, by AccumulateTile.
+// kUnitActivationBytes of a prepared row, by AccumulateTile. StreamAhead(rows): how many bytes ahead to fetch where a
+// part is passed over once, or 0. kAsksAgain: whether few rows ask in each of their tiles for what comes next.
 #pragma once
 
 #include "engine/kernels/kernels.h"
@@ -84,24 +85,29 @@ struct PanelPart {
 };
 
 // One pass over a part: weights come from memory as they are needed. The processor's own prefetchers see one ascending
-// stream, as long as its lines are first touched in order, and do best alone but where Panels::kStreamAhead says
+// stream, as long as its lines are first touched in order, and do best alone but where Panels::StreamAhead says
 // otherwise (measured on Zen 4).
 template <class Panels>
 inline void StreamPart(const PanelPart& part, size_t x_row_bytes, int rows, int lines, float* sums) {
-  PrefetchStream prefetch = {part.weights + Panels::kStreamAhead, Panels::kStreamAhead > 0 ? kPanelLines : 0};
+  const size_t ahead = Panels::StreamAhead(rows);
+  PrefetchStream prefetch = {part.weights + ahead, ahead > 0 ? kPanelLines : 0};
   AccumulateRows<Panels, Panels::kRowsOfTile>(rows, lines, part.weights, part.units, part.x, x_row_bytes, part.first,
                                               prefetch, sums);
 }
 
 // Several passes over a part, each of at most `tile` <= kRowsOfTile rows: the first fetch what comes next while they
-// compute, so that it will be found in L2.
+// compute, so that it will be found in L2. The processor drops a prefetch when too many lines are on their way to it,
+// hence kAsksAgain (measured on Zen 4: 8-bit codes gain, of which most bytes come while least is computed).
 template <class Panels>
 inline void ReusePart(const PanelPart& part, size_t x_row_bytes, int rows, int tile, int lines, const std::byte* next,
                       float* sums) {
   const int passes = rows / tile * Passes<Panels>(tile) + (rows % tile != 0 ? Passes<Panels>(rows % tile) : 0);
   const std::byte* end = next + static_cast<size_t>(part.units) * Panels::kUnitBytes;
-  PrefetchStream prefetch = {next, passes >= 4 ? 1 : 2};
+  const bool asks_again = Panels::kAsksAgain && rows <= kFewRows;
+  const int ahead = !asks_again ? (passes >= 4 ? 1 : 2) : tile <= Panels::kFullWidth ? kPanelLines : 2;
+  PrefetchStream prefetch = {next, ahead};
   for (int r = 0; r < rows; r += tile) {
+    if (asks_again) prefetch = {next, ahead};
     AccumulateRows<Panels, Panels::kRowsOfTile>(SmallerOf(tile, rows - r), lines, part.weights, part.units,
                                                 part.x + static_cast<size_t>(r) * x_row_bytes, x_row_bytes, part.first,
                                                 prefetch, sums + r * kPanelWidth);

@@ -16,6 +16,7 @@ been made to use random token ids. Without --peer, PyPI's llama-cpp-python sourc
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import statistics
@@ -34,14 +35,18 @@ def rounds_wanted(rounds):
     return 3 if any(r["seconds"] > LONG_ROUND_SECONDS for r in rounds) else 5
 
 
-def measure_row(row, all_engines, model, kept, most_rounds):
+def timed(engine, row, model):
+    begin = time.monotonic()
+    figures = engine.measure(row, model)
+    return dict(figures, seconds=time.monotonic() - begin)
+
+
+def measure_row(row, all_engines, model, kept, most_rounds, in_time):
     names = [engine.name for engine in all_engines]
     while len(done := kept.rounds(row.name, names)) < min(rounds_wanted(done), most_rounds or 5):
         models.read_into_page_cache(model.path)
-        figures, begin = {}, time.monotonic()
-        for engine in all_engines:
-            figures[engine.name] = engine.measure(row, model)
-        figures["seconds"] = time.monotonic() - begin
+        figures = {engine.name: in_time(functools.partial(timed, engine, row, model)) for engine in all_engines}
+        figures["seconds"] = sum(figures[name]["seconds"] for name in names)
         kept.add_round(row.name, figures)
         print(f"{row.name} round {len(done) + 1}: {json.dumps(figures)}", file=sys.stderr, flush=True)
     return kept.rounds(row.name, names)
@@ -63,6 +68,9 @@ def arguments():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, metavar="N", help="at most N rounds")
     parser.add_argument("--no-limits", action="store_true", help="do not run limits.c (half a minute, 4 GiB)")
+    parser.add_argument("--at-bandwidth", type=float, metavar="GB/S",
+                        help="measure each engine only while memory is read this fast, before it and after; wait, and "
+                             "measure again, where it is not (1 or 2 threads)")
     parser.add_argument("--floor", type=float, metavar="SHARE",
                         help="exit with 1 if decode reads below this share of the bandwidth measured in the same round")
     parser.add_argument("--out", type=pathlib.Path, metavar="FILE.json",
@@ -92,7 +100,13 @@ def main():
     try:
         wanted = rows.chosen(args.row)
         peers = peers_of(args)
-        kept = results.Results(args.out, {"threads": args.threads})
+        settings = {"threads": args.threads}
+        in_time = lambda work: work()
+        if args.at_bandwidth is not None:
+            settings["at_bandwidth"] = args.at_bandwidth
+            read = functools.partial(limits.read_bandwidth, args.bin, args.threads)
+            in_time = limits.AtLeast(args.at_bandwidth * 1e9, read).measure
+        kept = results.Results(args.out, settings)
     except KeyError as error:
         sys.exit(f"compare.py: no row {error}; --help lists them")
     except ValueError as error:
@@ -108,10 +122,10 @@ def main():
             done = kept.rounds(row.name, ["scion", *names])
         else:
             if not args.no_limits and (limits_age is None or time.monotonic() - limits_age > LIMITS_EVERY_SECONDS):
-                if (measured := limits.measure(args.work, args.threads)) is not None:
+                if measured := in_time(functools.partial(limits.measure, args.work, args.threads)):
                     kept.add_limits(measured)
                 limits_age = time.monotonic()
-            done = measure_row(row, [scion, *row_peers], files.get(row), kept, args.rounds)
+            done = measure_row(row, [scion, *row_peers], files.get(row), kept, args.rounds, in_time)
         if done:
             measured_rows.append((row, done))
             print("\n".join(report.lines(row, done, names, kept.data["limits"])), flush=True)

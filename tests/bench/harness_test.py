@@ -62,6 +62,32 @@ class LimitsTest(unittest.TestCase):
         self.assertEqual(limits.parse("Illegal instruction\n"), {})
 
 
+class AtLeastTest(unittest.TestCase):
+
+    def measure(self, readings, patience=1000):
+        """What comes of measurements 1, 2, ..., each read before and after, and how long was slept."""
+        now, figures = [0.0], iter(range(1, 100))
+        at_least = limits.AtLeast(45e9, iter(readings).__next__, clock=lambda: now[0],
+                                  sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+        at_least.PATIENCE_SECONDS, at_least.PAUSE_SECONDS = patience, 5
+        return at_least.measure(lambda: {"tokens_per_second": next(figures)}), now[0]
+
+    def test_a_measurement_counts_at_once_where_memory_is_fast_before_and_after(self):
+        self.assertEqual(self.measure([45e9, 46e9]), ({"tokens_per_second": 1, "bandwidths_beside": [45e9, 46e9]}, 0))
+
+    def test_it_waits_while_memory_is_slow_and_measures_nothing(self):
+        self.assertEqual(self.measure([44e9, 30e9, 50e9, 51e9]),
+                         ({"tokens_per_second": 1, "bandwidths_beside": [50e9, 51e9]}, 10))
+
+    def test_what_was_measured_while_memory_became_slow_is_measured_again(self):
+        self.assertEqual(self.measure([50e9, 44e9, 52e9, 53e9]),
+                         ({"tokens_per_second": 2, "bandwidths_beside": [52e9, 53e9]}, 5))
+
+    def test_patience_ends(self):
+        with self.assertRaisesRegex(TimeoutError, "not read at 45 GB/s before and after a measurement within 1 minutes"):
+            self.measure([30e9] * 100, patience=60)
+
+
 class Answer:
     """A server on loopback that answers every request with the next of `answers`, a list of parts, and closes."""
 

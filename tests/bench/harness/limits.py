@@ -1,5 +1,6 @@
 """The machine's limits, measured by limits.c, and what roof.py makes of them for a row."""
 
+import json
 import os
 import pathlib
 import re
@@ -47,6 +48,37 @@ def measure(build_directory, threads):
     if ran.returncode != 0 or limits is None or 0 in limits.values():
         return None
     return dict(limits, threads=threads, time=time.time())
+
+
+def read_bandwidth(bin_directory, threads):
+    """Bytes/s at which kernels_bench reads memory right now (a second, 1 GiB); it knows one thread and two."""
+    ran = subprocess.run([pathlib.Path(bin_directory) / "kernels_bench", "--benchmark_format=json",
+                          f"--benchmark_filter=^read_bandwidth/threads:{threads}/"],
+                         check=True, capture_output=True, text=True)
+    return json.loads(ran.stdout)["benchmarks"][0]["bytes_per_second"]
+
+
+class AtLeast:
+    """Lets a measurement count only where memory was read at `least` bytes/s right before it and right after: a machine
+    that others share may give half of its bandwidth in one minute and all of it in the next."""
+
+    PATIENCE_SECONDS = 1800
+    PAUSE_SECONDS = 5
+
+    def __init__(self, least, read, clock=time.monotonic, sleep=time.sleep):
+        self._least, self._read, self._clock, self._sleep = least, read, clock, sleep
+
+    def measure(self, work):
+        """work()'s figures, if any, with the two readings beside them. TimeoutError if the machine isn't as fast for so long."""
+        begin = self._clock()
+        while self._clock() - begin < self.PATIENCE_SECONDS:
+            if (before := self._read()) >= self._least:
+                figures = work()
+                if (after := self._read()) >= self._least:
+                    return figures and dict(figures, bandwidths_beside=[before, after])
+            self._sleep(self.PAUSE_SECONDS)
+        raise TimeoutError(f"memory was not read at {self._least / 1e9:g} GB/s before and after a measurement within "
+                           f"{self.PATIENCE_SECONDS / 60:g} minutes")
 
 
 def limit(row, limits):
