@@ -122,7 +122,7 @@ def main():
             done = kept.rounds(row.name, ["scion", *names])
         else:
             if not args.no_limits and (limits_age is None or time.monotonic() - limits_age > LIMITS_EVERY_SECONDS):
-                if measured := in_time(functools.partial(limits.measure, args.work, args.threads)):
+                if (measured := limits.measure(args.work, args.threads)) is not None:
                     kept.add_limits(measured)
                 limits_age = time.monotonic()
             done = measure_row(row, [scion, *row_peers], files.get(row), kept, args.rounds, in_time)

@@ -69,13 +69,13 @@ class AtLeast:
         self._least, self._read, self._clock, self._sleep = least, read, clock, sleep
 
     def measure(self, work):
-        """work()'s figures, if any, with the two readings beside them. TimeoutError if the machine isn't as fast for so long."""
+        """work()'s figures, with the two readings beside them. TimeoutError if the machine isn't as fast for so long."""
         begin = self._clock()
         while self._clock() - begin < self.PATIENCE_SECONDS:
             if (before := self._read()) >= self._least:
                 figures = work()
                 if (after := self._read()) >= self._least:
-                    return figures and dict(figures, bandwidths_beside=[before, after])
+                    return dict(figures, bandwidths_beside=[before, after])
             self._sleep(self.PAUSE_SECONDS)
         raise TimeoutError(f"memory was not read at {self._least / 1e9:g} GB/s before and after a measurement within "
                            f"{self.PATIENCE_SECONDS / 60:g} minutes")
