@@ -77,11 +77,11 @@ constexpr std::string_view KvTypeName(KvType t) {
   return t == KvType::kBF16 ? "bf16" : t == KvType::kF16 ? "fp16" : "fp32";
 }
 
-// ---- Packed weights
-// -------------------------------------------------------------------------------------------------- A matrix W
-// [out_features, in_features] is cut into panels of kPanelWidth output features; a panel is contiguous and is streamed
-// once, front to back. The last panel and the inner dimension are padded with zeros. The layout depends on the weight
-// type only, not on the tier.
+// ---- Packed weights ----
+
+// A matrix W [out_features, in_features] is cut into panels of kPanelWidth output features; a panel is contiguous and
+// is streamed once, front to back. The last panel and the inner dimension are padded with zeros. The layout depends on
+// the weight type only, not on the tier.
 inline constexpr int kPanelWidth = 64;
 constexpr int NumPanels(int out_features) { return (out_features + kPanelWidth - 1) / kPanelWidth; }
 size_t PackedPanelBytes(WeightType type, int in_features);
@@ -104,10 +104,10 @@ struct PackedMatrix {
   WeightType type = WeightType::kBF16;
 };
 
-// ---- Attention
-// ------------------------------------------------------------------------------------------------------- Tokens per KV
-// block, and also the softmax tile: tiles lie at absolute positions, so prefill and decode of the same position reduce
-// in the same order.
+// ---- Attention ----
+
+// Tokens per KV block, and also the softmax tile: tiles lie at absolute positions, so prefill and decode of the same
+// position reduce in the same order.
 inline constexpr int kKvBlockTokens = 32;
 
 // One layer's K and V in the block pool. Inside a block:

@@ -178,34 +178,18 @@ ActivationForm ActivationFormOf(WeightType type) {
 template <class BDot>
 inline void Multiply(const PackedMatrix& gate, const PackedMatrix* up, const std::byte* activations, int rows,
                      int panel_begin, int panel_end, float* y, size_t y_stride) {
+  const auto multiply = [&]<class Panels>() {
+    MultiplyPanels<Panels>(gate, up, activations, rows, panel_begin, panel_end, y, y_stride);
+  };
   switch (gate.type) {
     case WeightType::kBF16:
-      return MultiplyPanels<FloatPanels<BDot>>(gate, up, activations, rows, panel_begin, panel_end, y, y_stride);
+      return multiply.template operator()<FloatPanels<BDot>>();
     case WeightType::kF32:
-      return MultiplyPanels<FloatPanels<F32Dot>>(gate, up, activations, rows, panel_begin, panel_end, y, y_stride);
+      return multiply.template operator()<FloatPanels<F32Dot>>();
     case WeightType::kF16:
-      return MultiplyPanels<FloatPanels<F16Dot>>(gate, up, activations, rows, panel_begin, panel_end, y, y_stride);
-    case WeightType::kQ8:
-      return MultiplyPanels<BlockPanels<WeightType::kQ8>>(gate, up, activations, rows, panel_begin, panel_end, y,
-                                                          y_stride);
-    case WeightType::kQ8Min:
-      return MultiplyPanels<BlockPanels<WeightType::kQ8Min>>(gate, up, activations, rows, panel_begin, panel_end, y,
-                                                             y_stride);
-    case WeightType::kQ8Super:
-      return MultiplyPanels<BlockPanels<WeightType::kQ8Super>>(gate, up, activations, rows, panel_begin, panel_end, y,
-                                                               y_stride);
-    case WeightType::kQ4:
-      return MultiplyPanels<BlockPanels<WeightType::kQ4>>(gate, up, activations, rows, panel_begin, panel_end, y,
-                                                          y_stride);
-    case WeightType::kQ4Min:
-      return MultiplyPanels<BlockPanels<WeightType::kQ4Min>>(gate, up, activations, rows, panel_begin, panel_end, y,
-                                                             y_stride);
-    case WeightType::kQ4Super:
-      return MultiplyPanels<BlockPanels<WeightType::kQ4Super>>(gate, up, activations, rows, panel_begin, panel_end, y,
-                                                               y_stride);
-    case WeightType::kQ6:
-      return MultiplyPanels<BlockPanels<WeightType::kQ6>>(gate, up, activations, rows, panel_begin, panel_end, y,
-                                                          y_stride);
+      return multiply.template operator()<FloatPanels<F16Dot>>();
+    default:
+      return ForBlockedType(gate.type, [&]<WeightType kType>() { multiply.template operator()<BlockPanels<kType>>(); });
   }
 }
 

@@ -77,31 +77,7 @@ void PackBlocks(DType source_type, const std::byte* row, int in_features, size_t
 }
 
 void PackBlocks(WeightType type, DType source_type, const std::byte* row, int in_features, size_t n, std::byte* out) {
-  switch (type) {
-    case WeightType::kQ8:
-      return PackBlocks<WeightType::kQ8>(source_type, row, in_features, n, out);
-    case WeightType::kQ8Min:
-      return PackBlocks<WeightType::kQ8Min>(source_type, row, in_features, n, out);
-    case WeightType::kQ8Super:
-      return PackBlocks<WeightType::kQ8Super>(source_type, row, in_features, n, out);
-    case WeightType::kQ4:
-      return PackBlocks<WeightType::kQ4>(source_type, row, in_features, n, out);
-    case WeightType::kQ4Min:
-      return PackBlocks<WeightType::kQ4Min>(source_type, row, in_features, n, out);
-    case WeightType::kQ4Super:
-      return PackBlocks<WeightType::kQ4Super>(source_type, row, in_features, n, out);
-    case WeightType::kQ6:
-      return PackBlocks<WeightType::kQ6>(source_type, row, in_features, n, out);
-    default:
-      return;
-  }
-}
-
-template <WeightType kType>
-size_t BlockedPanelBytes(size_t in_features) {
-  using Format = BlockFormat<kType>;
-  constexpr size_t kElements = size_t{kBlockElements} * Format::kBlocksPerUnit;
-  return (in_features + kElements - 1) / kElements * Format::kUnitBytes;
+  ForBlockedType(type, [&]<WeightType kType>() { PackBlocks<kType>(source_type, row, in_features, n, out); });
 }
 
 }  // namespace
@@ -163,24 +139,12 @@ std::optional<WeightType> ExactWeightType(DType type) {
 size_t PackedPanelBytes(WeightType type, int in_features) {
   const size_t k = static_cast<size_t>(in_features);
   if (type == WeightType::kF32) return k * kPanelWidth * sizeof(float);
-  switch (type) {
-    case WeightType::kQ8:
-      return BlockedPanelBytes<WeightType::kQ8>(k);
-    case WeightType::kQ8Min:
-      return BlockedPanelBytes<WeightType::kQ8Min>(k);
-    case WeightType::kQ8Super:
-      return BlockedPanelBytes<WeightType::kQ8Super>(k);
-    case WeightType::kQ4:
-      return BlockedPanelBytes<WeightType::kQ4>(k);
-    case WeightType::kQ4Min:
-      return BlockedPanelBytes<WeightType::kQ4Min>(k);
-    case WeightType::kQ4Super:
-      return BlockedPanelBytes<WeightType::kQ4Super>(k);
-    case WeightType::kQ6:
-      return BlockedPanelBytes<WeightType::kQ6>(k);
-    default:
-      return (k + 1) / 2 * kPanelWidth * 2 * sizeof(uint16_t);
-  }
+  if (!IsBlocked(type)) return (k + 1) / 2 * kPanelWidth * 2 * sizeof(uint16_t);
+  return ForBlockedType(type, [k]<WeightType kType>() {
+    using Format = BlockFormat<kType>;
+    constexpr size_t kElements = size_t{kBlockElements} * Format::kBlocksPerUnit;
+    return (k + kElements - 1) / kElements * Format::kUnitBytes;
+  });
 }
 
 void PackPanel(DType source_type, const std::byte* rows, int num_rows, int in_features, WeightType type,

@@ -54,6 +54,27 @@ struct BlockFormat {
   static constexpr size_t kUnitBytes = kSuperBytes + kBlocksPerUnit * kBytes;
 };
 
+// fn.template operator()<kType>() for a type that is known at run time only. type: blocked.
+template <typename Fn>
+constexpr decltype(auto) ForBlockedType(WeightType type, Fn&& fn) {
+  switch (type) {
+    case WeightType::kQ8Min:
+      return fn.template operator()<WeightType::kQ8Min>();
+    case WeightType::kQ8Super:
+      return fn.template operator()<WeightType::kQ8Super>();
+    case WeightType::kQ4:
+      return fn.template operator()<WeightType::kQ4>();
+    case WeightType::kQ4Min:
+      return fn.template operator()<WeightType::kQ4Min>();
+    case WeightType::kQ4Super:
+      return fn.template operator()<WeightType::kQ4Super>();
+    case WeightType::kQ6:
+      return fn.template operator()<WeightType::kQ6>();
+    default:
+      return fn.template operator()<WeightType::kQ8>();
+  }
+}
+
 // A block of prepared activations: one cache line.
 struct ActivationBlock {
   int8_t codes[kBlockElements];

@@ -214,8 +214,7 @@ TEST_F(QuantizeTest, LockIndexAndLineageAreThoseOfWhatWasWritten) {
   EXPECT_TRUE(differences->empty());
 }
 
-// ---- What it computes
-// ------------------------------------------------------------------------------------------------
+// ---- What it computes ----
 
 std::string LogitBytes(const fs::path& directory, const std::string& domain, kernels::Tier tier, WeightMode weights) {
   ThreadPool pool(2);
@@ -328,8 +327,7 @@ TEST_F(QuantizeTest, GateRoutedDirectoriesOfTransformersAreQuantisedToo) {
   }
 }
 
-// ---- Cuts of quantised models
-// ------------------------------------------------------------------------------------------
+// ---- Cuts of quantised models ----
 
 TEST_F(QuantizeTest, SliceAndQuantizeGiveTheSameFilesInEitherOrder) {
   TinyModelOptions options = Shape();
@@ -423,8 +421,7 @@ TEST_F(QuantizeTest, InspectShowsTypesAndBytes) {
   EXPECT_THAT(InspectTable(*json), HasSubstr("Q8_0 " + std::to_string(97 * 68) + " bytes"));
 }
 
-// ---- What is refused
-// -----------------------------------------------------------------------------------------------------
+// ---- What is refused ----
 
 TEST_F(QuantizeTest, QuantisedModelsAndGgufFilesAreNotQuantisedAgain) {
   WriteModel(Shape());
