@@ -41,6 +41,10 @@ def timed(engine, row, model):
     return dict(figures, seconds=time.monotonic() - begin)
 
 
+def measure_at_once(work):
+    return work()
+
+
 def measure_row(row, all_engines, model, kept, most_rounds, in_time):
     names = [engine.name for engine in all_engines]
     while len(done := kept.rounds(row.name, names)) < min(rounds_wanted(done), most_rounds or 5):
@@ -61,7 +65,7 @@ def arguments():
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--alone", action="store_true", help="no peer")
     parser.add_argument("--bin", type=pathlib.Path, default=HERE.parents[1] / "build/release/bin",
-                        help="step_bench and moe-serve (default: %(default)s)")
+                        help="step_bench, moe-serve, for --at-bandwidth kernels_bench (default: %(default)s)")
     parser.add_argument("--work", type=pathlib.Path, default=HERE.parents[1] / "build/bench",
                         help="what is made for the run (default: %(default)s)")
     parser.add_argument("--models", type=pathlib.Path, help="the measured files (default: models below --work)")
@@ -79,7 +83,10 @@ def arguments():
                         help="draw the server rows' throughput against concurrency")
     parser.add_argument("--report", action="store_true", help="measure nothing, print what --out holds")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table of all rows at the end")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.at_bandwidth is not None and args.threads > 2:
+        parser.error("--at-bandwidth knows one thread and two")
+    return args
 
 
 def peers_of(args):
@@ -101,7 +108,7 @@ def main():
         wanted = rows.chosen(args.row)
         peers = peers_of(args)
         settings = {"threads": args.threads}
-        in_time = lambda work: work()
+        in_time = measure_at_once
         if args.at_bandwidth is not None:
             settings["at_bandwidth"] = args.at_bandwidth
             read = functools.partial(limits.read_bandwidth, args.bin, args.threads)
@@ -125,7 +132,10 @@ def main():
                 if (measured := limits.measure(args.work, args.threads)) is not None:
                     kept.add_limits(measured)
                 limits_age = time.monotonic()
-            done = measure_row(row, [scion, *row_peers], files.get(row), kept, args.rounds, in_time)
+            try:
+                done = measure_row(row, [scion, *row_peers], files.get(row), kept, args.rounds, in_time)
+            except TimeoutError as error:
+                sys.exit(f"compare.py: {row.name}: {error}")
         if done:
             measured_rows.append((row, done))
             print("\n".join(report.lines(row, done, names, kept.data["limits"])), flush=True)
