@@ -108,8 +108,11 @@ absl::Status LayerwiseForward::AttendWindows(int layer, const TokenBatch& batch,
       float* row = qkv.row(begin + t).data();
       k.rope(row, a.num_heads, a.head_dim, cos.row(t).data(), sin.row(t).data());
       k.rope(row + q_width, a.num_kv_heads, a.head_dim, cos.row(t).data(), sin.row(t).data());
-      k.write_kv(planes, table[static_cast<size_t>(t / kernels::kKvBlockTokens)], t % kernels::kKvBlockTokens,
-                 row + q_width, row + q_width + kv_width);
+    }
+    for (int t = 0; t < count; t += kernels::kKvBlockTokens) {
+      const float* key = qkv.row(begin + t).data() + q_width;
+      k.write_kv(planes, table[static_cast<size_t>(t / kernels::kKvBlockTokens)], 0,
+                 std::min(count - t, kernels::kKvBlockTokens), key, key + kv_width, static_cast<size_t>(qkv.cols));
     }
     k.attend(planes, table.data(), 0, count, 0, a.num_kv_heads, group, qkv.row(begin).data(),
              static_cast<size_t>(qkv.cols), scale, out.row(begin).data(), static_cast<size_t>(out.cols));

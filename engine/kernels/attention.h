@@ -82,8 +82,11 @@ struct F32Kv {
   static SCION_KERNEL void Round(Element* p, F32x16 x) { Store(p, x); }
 };
 
+// Sixteen values of a head of all tokens at a time: a cache line of keys belongs to 16 tokens, one of bf16 or fp16
+// values to two, and is filled while it is at hand.
 template <class Kv>
-inline void WriteKvAs(const KvPlanes& planes, int32_t block, int slot, const float* k, const float* v) {
+inline void WriteKvAs(const KvPlanes& planes, int32_t block, int slot, int tokens, const float* k, const float* v,
+                      size_t stride) {
   using Element = typename Kv::Element;
   const size_t base = static_cast<size_t>(block) * planes.block_bytes;
   const int head_dim = planes.head_dim;
@@ -92,28 +95,32 @@ inline void WriteKvAs(const KvPlanes& planes, int32_t block, int slot, const flo
     Element* k_head = reinterpret_cast<Element*>(planes.k + base) + head * kKvBlockTokens;
     Element* v_head = reinterpret_cast<Element*>(planes.v + base) + head * kKvBlockTokens;
     for (int d = 0; d < head_dim; d += 16) {
-      Element key[16], value[16];
-      Kv::Round(key, Load(k + head + d));
-      Kv::Round(value, Load(v + head + d));
-      Element* k_to = k_head + Kv::At(d, slot, kKvBlockTokens);
-      Element* v_to = v_head + Kv::At(slot, d, head_dim);
-#pragma GCC unroll 16
+      Element rounded[kKvBlockTokens][16];
+      for (int t = 0; t < tokens; ++t) Kv::Round(rounded[t], Load(k + static_cast<size_t>(t) * stride + head + d));
+      Element* k_to = k_head + Kv::At(d, 0, kKvBlockTokens);
       for (int i = 0; i < 16; ++i) {
-        k_to[Kv::At(i, 0, kKvBlockTokens)] = key[i];
-        v_to[Kv::At(0, i, 16)] = value[i];
+        for (int t = 0; t < tokens; ++t) k_to[Kv::At(i, slot + t, kKvBlockTokens)] = rounded[t][i];
+      }
+      Element* v_to = v_head + Kv::At(0, d, 16);
+      for (int t = 0; t < tokens; ++t) {
+        Kv::Round(rounded[t], Load(v + static_cast<size_t>(t) * stride + head + d));
+        Element* to = v_to + Kv::At(slot + t, 0, head_dim);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) to[Kv::At(0, i, 16)] = rounded[t][i];
       }
     }
   }
 }
 
-inline void WriteKv(const KvPlanes& planes, int32_t block, int slot, const float* k, const float* v) {
+inline void WriteKv(const KvPlanes& planes, int32_t block, int slot, int tokens, const float* k, const float* v,
+                    size_t stride) {
   switch (planes.type) {
     case KvType::kBF16:
-      return WriteKvAs<Bf16Kv<WidenedBf16Dot>>(planes, block, slot, k, v);
+      return WriteKvAs<Bf16Kv<WidenedBf16Dot>>(planes, block, slot, tokens, k, v, stride);
     case KvType::kF16:
-      return WriteKvAs<F16Kv>(planes, block, slot, k, v);
+      return WriteKvAs<F16Kv>(planes, block, slot, tokens, k, v, stride);
     case KvType::kF32:
-      return WriteKvAs<F32Kv>(planes, block, slot, k, v);
+      return WriteKvAs<F32Kv>(planes, block, slot, tokens, k, v, stride);
   }
 }
 

@@ -142,9 +142,10 @@ struct KernelTable {
   // y [rows, out_features] fp32, rows y_stride floats apart, only the columns of panels [panel_begin, panel_end).
   void (*matmul)(const PackedMatrix& w, const std::byte* activations, int rows, int panel_begin, int panel_end,
                  float* y, size_t y_stride);
-  // The same for a pair of matrices of one shape and type, fused: y = silu(x gate^T) * (x up^T).
+  // silu(x gate^T) * (x up^T) of a pair of matrices of one shape and type, brought into the form that the next matmul
+  // reads: what prepare_activations would make of it. Of each row in `out` only the columns of the panels are written.
   void (*matmul_swiglu)(const PackedMatrix& gate, const PackedMatrix& up, const std::byte* activations, int rows,
-                        int panel_begin, int panel_end, float* y, size_t y_stride);
+                        int panel_begin, int panel_end, ActivationForm form, std::byte* out);
 
   // ---- rows of hidden_size ----
   // out = x * rsqrt(mean(x^2) + eps) * weight, n elements. out may be x.
@@ -156,9 +157,10 @@ struct KernelTable {
   // Rotates num_heads heads of head_dim in place; halves are paired (i, i + head_dim/2) as in Hugging Face's Llama.
   // cos, sin [head_dim/2] of the token's position.
   void (*rope)(float* heads, int num_heads, int head_dim, const float* cos, const float* sin);
-  // Writes one token's key and value (fp32 [num_kv_heads, head_dim], k already rotated) into its block slot, rounded to
-  // the cache's type.
-  void (*write_kv)(const KvPlanes& planes, int32_t block, int slot, const float* k, const float* v);
+  // Writes keys and values of `tokens` tokens of one sequence into a block from `slot` on, rounded to the cache's type.
+  // k, v: fp32 [num_kv_heads, head_dim] a token, k already rotated, tokens `stride` floats apart.
+  void (*write_kv)(const KvPlanes& planes, int32_t block, int slot, int tokens, const float* k, const float* v,
+                   size_t stride);
   // Attention of `rows` tokens of one sequence at position, position + 1, ..., each over the positions up to its own,
   // for kv heads [kv_head, kv_head + num_kv_heads) and their groups of query heads.
   //   q, out: num_kv_heads * group_size * head_dim floats a row, rows q_stride and out_stride floats apart: the query

@@ -35,6 +35,7 @@ inline size_t ActivationRowBytes(ActivationForm form, int in_features) {
 template <bool kBf16>
 SCION_KERNEL void PrepareFloatRow(const float* x, int in_features, std::byte* out) {
   for (int i = 0; i < in_features; i += 16) {
+    PrefetchToL2(x + i + in_features);
     const F32x16 v = in_features - i >= 16 ? Load(x + i) : LoadPartial(x + i, in_features - i);
     if constexpr (kBf16) {
       StoreBf16(reinterpret_cast<uint16_t*>(out) + i, v);
@@ -123,10 +124,40 @@ SCION_KERNEL void StoreLine(float* y, F32x16 x, int columns) {
   }
 }
 
-// With `up`: y = silu(x gate^T) * (x up^T); without: y = x gate^T.
-template <class Panels>
+// Where a product goes: 32 features of a row from `column` on, of which there are n > 0; the others are 0.
+struct FloatRows {
+  float* y;
+  size_t stride;
+  SCION_KERNEL void Put(int row, int column, int n, F32x16 low, F32x16 high) const {
+    float* to = y + static_cast<size_t>(row) * stride + column;
+    StoreLine(to, low, n);
+    StoreLine(to + 16, high, n - 16);
+  }
+};
+
+// Activations for a matrix with these features as its input.
+struct PreparedRows {
+  ActivationForm form;
+  std::byte* out;
+  size_t row_bytes;
+  SCION_KERNEL void Put(int row, int column, int n, F32x16 low, F32x16 high) const {
+    std::byte* to = out + static_cast<size_t>(row) * row_bytes;
+    if (form == ActivationForm::kInt8) {
+      PrepareBlock(low, high, reinterpret_cast<ActivationBlock*>(to) + column / kBlockElements);
+    } else if (form == ActivationForm::kBF16) {
+      StoreBf16(reinterpret_cast<uint16_t*>(to) + column, low);
+      if (n > 16) StoreBf16(reinterpret_cast<uint16_t*>(to) + column + 16, high);
+    } else {
+      Store(reinterpret_cast<float*>(to) + column, low);
+      if (n > 16) Store(reinterpret_cast<float*>(to) + column + 16, high);
+    }
+  }
+};
+
+// With `up`: silu(x gate^T) * (x up^T); without: x gate^T.
+template <class Panels, class Output>
 inline void MultiplyPanels(const PackedMatrix& gate, const PackedMatrix* up, const std::byte* activations, int rows,
-                           int panel_begin, int panel_end, float* y, size_t y_stride) {
+                           int panel_begin, int panel_end, const Output& output) {
   constexpr int kTile = Panels::kRowsOfTile;
   const int units = Panels::Units(gate.in_features);
   const size_t panel_bytes = static_cast<size_t>(units) * Panels::kUnitBytes;
@@ -148,12 +179,15 @@ inline void MultiplyPanels(const PackedMatrix& gate, const PackedMatrix* up, con
         MultiplyPanel<Panels>(weights, up_weights, units, x, x_row_bytes, n, columns, sums);
         MultiplyPanel<Panels>(up_weights, weights + panel_bytes, units, x, x_row_bytes, n, columns, up_sums);
       }
+      const auto product = [&](int r, int c) {
+        if (c >= columns) return Set1(0.0f);
+        F32x16 v = Load(sums + r * kPanelWidth + c);
+        if (up != nullptr) v = Mul(Silu(v), Load(up_sums + r * kPanelWidth + c));
+        return columns - c >= 16 ? v : Select(FirstLanes(columns - c), v, Set1(0.0f));
+      };
       for (int r = 0; r < n; ++r) {
-        float* out = y + static_cast<size_t>(row + r) * y_stride + static_cast<size_t>(panel) * kPanelWidth;
-        for (int c = 0; c < columns; c += 16) {
-          F32x16 v = Load(sums + r * kPanelWidth + c);
-          if (up != nullptr) v = Mul(Silu(v), Load(up_sums + r * kPanelWidth + c));
-          StoreLine(out + c, v, columns - c);
+        for (int c = 0; c < columns; c += 32) {
+          output.Put(row + r, panel * kPanelWidth + c, columns - c, product(r, c), product(r, c + 16));
         }
       }
     }
@@ -175,11 +209,11 @@ ActivationForm ActivationFormOf(WeightType type) {
   }
 }
 
-template <class BDot>
+template <class BDot, class Output>
 inline void Multiply(const PackedMatrix& gate, const PackedMatrix* up, const std::byte* activations, int rows,
-                     int panel_begin, int panel_end, float* y, size_t y_stride) {
+                     int panel_begin, int panel_end, const Output& output) {
   const auto multiply = [&]<class Panels>() {
-    MultiplyPanels<Panels>(gate, up, activations, rows, panel_begin, panel_end, y, y_stride);
+    MultiplyPanels<Panels>(gate, up, activations, rows, panel_begin, panel_end, output);
   };
   switch (gate.type) {
     case WeightType::kBF16:
@@ -196,13 +230,14 @@ inline void Multiply(const PackedMatrix& gate, const PackedMatrix* up, const std
 template <class BDot>
 void MatMul(const PackedMatrix& w, const std::byte* activations, int rows, int panel_begin, int panel_end, float* y,
             size_t y_stride) {
-  Multiply<BDot>(w, nullptr, activations, rows, panel_begin, panel_end, y, y_stride);
+  Multiply<BDot>(w, nullptr, activations, rows, panel_begin, panel_end, FloatRows{.y = y, .stride = y_stride});
 }
 
 template <class BDot>
 void MatMulSwiglu(const PackedMatrix& gate, const PackedMatrix& up, const std::byte* activations, int rows,
-                  int panel_begin, int panel_end, float* y, size_t y_stride) {
-  Multiply<BDot>(gate, &up, activations, rows, panel_begin, panel_end, y, y_stride);
+                  int panel_begin, int panel_end, ActivationForm form, std::byte* out) {
+  Multiply<BDot>(gate, &up, activations, rows, panel_begin, panel_end,
+                 PreparedRows{.form = form, .out = out, .row_bytes = ActivationRowBytes(form, gate.out_features)});
 }
 
 }  // namespace

@@ -13,41 +13,35 @@
 namespace scion::kernels {
 namespace {
 
-// Rounds 32 activations to int8 by their largest magnitude. A row that is not finite keeps that visible in its scale.
-SCION_KERNEL void PrepareBlock(const float* x, int n, ActivationBlock* out) {
-  const F32x16 low = LoadPartial(x, n < 16 ? n : 16);
-  const F32x16 high = LoadPartial(x + 16, n < 16 ? 0 : n - 16);
-  const F32x16 zero = Set1(0.0f);
-  const F32x16 abs_low = Max(low, Sub(zero, low)), abs_high = Max(high, Sub(zero, high));
-  const float largest = ReduceMax(Max(abs_low, abs_high));
-  const F32x16 infinity = Set1(__builtin_inff());
-  const bool finite = (MaskBits(Less(abs_low, infinity)) & MaskBits(Less(abs_high, infinity))) == 0xffff;
-  const float scale = largest * (1.0f / 127.0f);
-  const F32x16 inverse = Set1(finite && largest > 0.0f ? 127.0f / largest : 0.0f);
-  // Adding 1.5 * 2^23 rounds to an integer, to nearest even; the sums of the integers are exact.
-  const F32x16 shift = Set1(0x1.8p23f);
-  const auto rounded = [&](F32x16 v) {
-    return Sub(Add(Max(Min(Mul(v, inverse), Set1(127.0f)), Set1(-127.0f)), shift), shift);
-  };
-  const F32x16 codes_low = rounded(low), codes_high = rounded(high);
-  StoreInt8(out->codes, codes_low);
-  StoreInt8(out->codes + 16, codes_high);
-  const int32_t sum_low = static_cast<int32_t>(ReduceAdd(codes_low));
-  const int32_t sum_high = static_cast<int32_t>(ReduceAdd(codes_high));
-  out->scale = finite ? scale : __builtin_nanf("");
-  out->scaled_sum = out->scale * static_cast<float>(sum_low + sum_high);
-  out->bias8 = -8 * (sum_low + sum_high);
-  out->bias128 = -128 * (sum_low + sum_high);
-  out->bias32[0] = -32 * sum_low;
-  out->bias32[1] = -32 * sum_high;
+// Rounds 32 activations to int8 by their largest magnitude. A block that is not finite keeps that visible in its scale;
+// one whose scale has no inverse is 0.
+SCION_KERNEL void PrepareBlock(F32x16 low, F32x16 high, ActivationBlock* out) {
+  const float largest = LargestMagnitude(low, high);
+  const bool finite = largest < __builtin_inff();
+  const F32x16 inverse = Set1(finite && largest > 0x1p-120f ? 127.0f / largest : 0.0f);
+  const CodeSums sums = finite ? StoreCodes(out->codes, Mul(low, inverse), Mul(high, inverse))
+                               : StoreCodes(out->codes, Set1(0.0f), Set1(0.0f));
+  const int32_t sum = sums.low + sums.high;
+  const float scale = finite ? largest * (1.0f / 127.0f) : __builtin_nanf("");
+  out->scale = scale;
+  out->scaled_sum = scale * static_cast<float>(sum);
+  out->bias8 = -8 * sum;
+  out->bias128 = -128 * sum;
+  out->bias32[0] = -32 * sums.low;
+  out->bias32[1] = -32 * sums.high;
   out->unused[0] = out->unused[1] = 0;
 }
 
 SCION_KERNEL void PrepareInt8Row(const float* x, int in_features, std::byte* out) {
   ActivationBlock* block = reinterpret_cast<ActivationBlock*>(out);
-  for (int i = 0; i < in_features; i += kBlockElements) {
-    PrepareBlock(x + i, SmallerOf(kBlockElements, in_features - i), block++);
+  int i = 0;
+  for (; i + kBlockElements <= in_features; i += kBlockElements) {
+    PrefetchToL2(x + i + in_features);
+    PrefetchToL2(x + i + in_features + 16);
+    PrepareBlock(Load(x + i), Load(x + i + 16), block++);
   }
+  const int n = in_features - i;
+  if (n > 0) PrepareBlock(LoadPartial(x + i, SmallerOf(n, 16)), LoadPartial(x + i + 16, n < 16 ? 0 : n - 16), block);
 }
 
 template <WeightType kType>

@@ -23,6 +23,7 @@ SCION_KERNEL void StoreRow(float* x, F32x16 v, int i, int n) {
 inline void RmsNorm(const float* x, const float* weight, float eps, int n, float* out) {
   F32x16 squares = Set1(0.0f);
   for (int i = 0; i < n; i += 16) {
+    PrefetchToL2(x + i + n);
     const F32x16 v = LoadRow(x, i, n);
     squares = MulAdd(v, v, squares);
   }
@@ -32,7 +33,11 @@ inline void RmsNorm(const float* x, const float* weight, float eps, int n, float
 }
 
 inline void AddScaled(float* acc, const float* x, float scale, int n) {
-  for (int i = 0; i < n; i += 16) StoreRow(acc, MulAdd(Set1(scale), LoadRow(x, i, n), LoadRow(acc, i, n)), i, n);
+  for (int i = 0; i < n; i += 16) {
+    PrefetchToL2(x + i + n);
+    PrefetchToL2(acc + i + n);
+    StoreRow(acc, MulAdd(Set1(scale), LoadRow(x, i, n), LoadRow(acc, i, n)), i, n);
+  }
 }
 
 // NaNs are left out; -inf if there is nothing else.

@@ -175,11 +175,28 @@ SCION_KERNEL U32x16 LoadInt8(const void* p) {
   const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(p));
   return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
 }
-SCION_KERNEL void StoreInt8(int8_t* p, F32x16 x) {
-  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high));
-  const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+SCION_KERNEL float LargestMagnitude(F32x16 low, F32x16 high) {
+  const __m256i a = _mm256_max_epu32(AndBits(Bits(low), 0x7fffffffu).low, AndBits(Bits(low), 0x7fffffffu).high);
+  const __m256i b = _mm256_max_epu32(AndBits(Bits(high), 0x7fffffffu).low, AndBits(Bits(high), 0x7fffffffu).high);
+  const __m256i h = _mm256_max_epu32(a, b);
+  const __m128i q = _mm_max_epu32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+  const __m128i d = _mm_max_epu32(q, _mm_shuffle_epi32(q, 0x4e));
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epu32(d, _mm_shuffle_epi32(d, 0xb1))));
+}
+struct CodeSums {
+  int32_t low, high;
+};
+SCION_KERNEL CodeSums StoreCodes(int8_t* p, F32x16 low, F32x16 high) {
+  const __m256i first = _mm256_packs_epi32(_mm256_cvtps_epi32(low.low), _mm256_cvtps_epi32(low.high));
+  const __m256i last = _mm256_packs_epi32(_mm256_cvtps_epi32(high.low), _mm256_cvtps_epi32(high.high));
+  // The packs work within 128 bits; the permutation puts the groups of four in order.
+  const __m256i codes =
+      _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, last), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), codes);
+  const __m256i fours = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), codes), _mm256_set1_epi16(1));
+  const __m256i twos = _mm256_add_epi32(fours, _mm256_shuffle_epi32(fours, 0x4e));
+  const __m256i sums = _mm256_add_epi32(twos, _mm256_shuffle_epi32(twos, 0xb1));
+  return {_mm256_cvtsi256_si32(sums), _mm_cvtsi128_si32(_mm256_extracti128_si256(sums, 1))};
 }
 
 // vpmaddubsw saturates its 16-bit sums of two products, so it multiplies only what cannot reach 32767: codes that are

@@ -112,8 +112,24 @@ SCION_KERNEL F32x16 IntToF32(U32x16 a) { return _mm512_cvtepi32_ps(a); }
 SCION_KERNEL U32x16 LoadInt8(const void* p) {
   return _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
 }
-SCION_KERNEL void StoreInt8(int8_t* p, F32x16 x) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+SCION_KERNEL float LargestMagnitude(F32x16 low, F32x16 high) {
+  const __m512i m = _mm512_max_epu32(AndBits(Bits(low), 0x7fffffffu), AndBits(Bits(high), 0x7fffffffu));
+  const __m256i h = _mm256_max_epu32(_mm512_castsi512_si256(m), _mm512_extracti64x4_epi64(m, 1));
+  const __m128i q = _mm_max_epu32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+  const __m128i d = _mm_max_epu32(q, _mm_shuffle_epi32(q, 0x4e));
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epu32(d, _mm_shuffle_epi32(d, 0xb1))));
+}
+struct CodeSums {
+  int32_t low, high;
+};
+SCION_KERNEL CodeSums StoreCodes(int8_t* p, F32x16 low, F32x16 high) {
+  const __m256i codes =
+      _mm256_set_m128i(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(high)), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(low)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), codes);
+  const __m256i fours = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), codes), _mm256_set1_epi16(1));
+  const __m256i twos = _mm256_add_epi32(fours, _mm256_shuffle_epi32(fours, 0x4e));
+  const __m256i sums = _mm256_add_epi32(twos, _mm256_shuffle_epi32(twos, 0xb1));
+  return {_mm256_cvtsi256_si32(sums), _mm_cvtsi128_si32(_mm256_extracti128_si256(sums, 1))};
 }
 template <class Format>
 SCION_KERNEL U32x16 StartDots(int32_t bias) {

@@ -193,9 +193,35 @@ SCION_KERNEL U32x16 LoadInt8(const void* p) {
   }
   return r;
 }
-// 16 fp32, rounded to the nearest (ties to even) signed bytes; each must be in range.
-SCION_KERNEL void StoreInt8(int8_t* p, F32x16 x) {
-  for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(__builtin_nearbyintf(x.part[i / 4][i % 4]));
+// The largest magnitude of 32 values; NaN if one is NaN.
+SCION_KERNEL float LargestMagnitude(F32x16 low, F32x16 high) {
+  // As integers, magnitudes are in the same order, and NaNs come after infinity.
+  uint32_t largest = 0;
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < 4; ++j) {
+      const uint32_t a = Bits(low).part[i][j] & 0x7fffffffu, b = Bits(high).part[i][j] & 0x7fffffffu;
+      largest = largest < a ? a : largest;
+      largest = largest < b ? b : largest;
+    }
+  }
+  float f;
+  std::memcpy(&f, &largest, 4);
+  return f;
+}
+// Stores 32 fp32 rounded to the nearest (ties to even) signed bytes; each must be in range. Returns the sums of the
+// first and of the last sixteen.
+struct CodeSums {
+  int32_t low, high;
+};
+SCION_KERNEL CodeSums StoreCodes(int8_t* p, F32x16 low, F32x16 high) {
+  CodeSums sums = {0, 0};
+  for (int i = 0; i < 16; ++i) {
+    p[i] = static_cast<int8_t>(__builtin_nearbyintf(low.part[i / 4][i % 4]));
+    p[i + 16] = static_cast<int8_t>(__builtin_nearbyintf(high.part[i / 4][i % 4]));
+    sums.low += p[i];
+    sums.high += p[i + 16];
+  }
+  return sums;
 }
 // The dot products of a block, Format::kDotElements products each: sum of (code_w - Format::kOffset) * code_x, exact.
 // Codes of w are unsigned bytes up to Format::kMaxCode, codes of x signed ones between -127 and 127. A

@@ -77,18 +77,21 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
   size_t visits = rows;
   int sparse = 0;
   bool gated = false;
+  int widest = s.hidden_size;
   const size_t experts = static_cast<size_t>(NumExperts(s));
-  size_t activation_bytes = 64;
+  size_t activation_bytes = 64, ffn_bytes = 64;
   for (size_t l = 0; l < s.layers.size(); ++l) {
     const AttentionSpec& a = s.layers[l].attention;
     const FfnSpec& f = s.layers[l].ffn;
     const LayerWeights& w = t->weights_.layers[l];
-    activation_bytes = std::max({activation_bytes, t->RowBytes(w.qkv[0]), t->RowBytes(w.o), t->RowBytes(w.ffn[0].gate),
-                                 t->RowBytes(w.ffn[0].down)});
+    activation_bytes =
+        std::max({activation_bytes, t->RowBytes(w.qkv[0]), t->RowBytes(w.o), t->RowBytes(w.ffn[0].gate)});
+    ffn_bytes = std::max(ffn_bytes, t->RowBytes(w.ffn[0].down));
     gated = gated || f.router == RouterKind::kGate;
     t->qkv_width_ = std::max(t->qkv_width_, static_cast<size_t>((a.num_heads + 2 * a.num_kv_heads) * a.head_dim));
     t->attention_width_ = std::max(t->attention_width_, static_cast<size_t>(a.num_heads * a.head_dim));
-    t->ffn_width_ = std::max(t->ffn_width_, static_cast<size_t>(f.intermediate_size));
+    widest = std::max(widest, a.num_heads * a.head_dim);
+    widest = std::max(widest, f.intermediate_size);
     half_head = std::max(half_head, static_cast<size_t>(a.head_dim / 2));
     if (f.router == RouterKind::kNone) {
       t->sparse_index_.push_back(-1);
@@ -98,7 +101,6 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
     t->expert_tokens_.push_back(std::make_unique<std::atomic<uint64_t>[]>(experts));
     t->sparse_index_.push_back(sparse++);
   }
-  const int widest = static_cast<int>(std::max({hidden, t->attention_width_, t->ffn_width_}));
   const size_t f = sizeof(float);
   for (auto [buffer, bytes] : {std::pair{&t->x_, rows * hidden * f},
                                {&t->activations_, visits * activation_bytes},
@@ -107,7 +109,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
                                {&t->norm_, static_cast<size_t>(pool.num_threads()) * AlignUp(hidden * f, 64)},
                                {&t->qkv_, rows * t->qkv_width_ * f},
                                {&t->attention_, rows * t->attention_width_ * f},
-                               {&t->ffn_hidden_, visits * t->ffn_width_ * f},
+                               {&t->ffn_hidden_, visits * ffn_bytes},
                                {&t->ffn_out_, visits * hidden * f},
                                {&t->cos_, rows * half_head * f},
                                {&t->sin_, rows * half_head * f},
@@ -163,10 +165,16 @@ uint64_t Transformer::ExpertTokens(int layer, int domain, int expert) const {
 }
 
 template <typename Fn>
-void Transformer::ForRows(int rows, Fn&& fn, int rows_per_task) {
+void Transformer::ForRowRanges(int rows, int rows_per_task, Fn&& fn) {
   pool_.ParallelFor((rows + rows_per_task - 1) / rows_per_task, [&](int task, int thread) {
-    const int end = std::min(rows, (task + 1) * rows_per_task);
-    for (int row = task * rows_per_task; row < end; ++row) fn(row, thread);
+    fn(task * rows_per_task, std::min(rows, (task + 1) * rows_per_task), thread);
+  });
+}
+
+template <typename Fn>
+void Transformer::ForRows(int rows, Fn&& fn) {
+  ForRowRanges(rows, kRowsPerTask, [&](int begin, int end, int thread) {
+    for (int row = begin; row < end; ++row) fn(row, thread);
   });
 }
 
@@ -230,13 +238,54 @@ void Transformer::Embed(const StepBatch& batch) {
     }
     route_chunks_[c] = {chunk.domain, chunk.row_begin, chunk.num_rows};
   }
-  ForRows(static_cast<int>(batch.token_ids.size()), [&](int row, int) {
+  ForRows(static_cast<int>(batch.token_ids.size()), [&](int row, int thread) {
     const size_t id = static_cast<size_t>(batch.token_ids[static_cast<size_t>(row)]);
     float* x = x_.as<float>() + static_cast<size_t>(row) * hidden;
     kernels::DequantizeRow(weights_.embedding_type,
                            weights_.embedding.data() + id * DTypeRowBytes(weights_.embedding_type, hidden),
                            spec_.hidden_size, x);
+    PrepareAttention(row, 0, thread);
   });
+}
+
+const float* Transformer::Norm(int row, const std::vector<float>& weight, int thread) {
+  const size_t hidden = static_cast<size_t>(spec_.hidden_size);
+  float* norm = norm_.as<float>() + static_cast<size_t>(thread) * AlignUp(hidden, 16);
+  k_.rms_norm(x_.as<float>() + static_cast<size_t>(row) * hidden, weight.data(), spec_.rms_norm_eps, spec_.hidden_size,
+              norm);
+  return norm;
+}
+
+void Transformer::PrepareAttention(int row, int layer, int thread) {
+  const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+  Prepare(w.qkv[0], Norm(row, w.input_norm, thread),
+          activations_.data() + static_cast<size_t>(row) * RowBytes(w.qkv[0]));
+}
+
+void Transformer::PrepareFfn(int row, int layer, int thread) {
+  const size_t r = static_cast<size_t>(row);
+  const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+  const float* norm = Norm(row, w.post_attn_norm, thread);
+  if (spec_.layers[static_cast<size_t>(layer)].ffn.router == RouterKind::kGate) {
+    Prepare(w.gate, norm, norm_rows_.data() + r * NormRowBytes(k_, spec_.hidden_size));
+  } else {
+    PrepareExperts(row, layer, norm);
+  }
+}
+
+void Transformer::PrepareExperts(int row, int layer, const float* norm) {
+  const size_t r = static_cast<size_t>(row);
+  const PackedMatrix& first = weights_.layers[static_cast<size_t>(layer)].ffn[0].gate;
+  const size_t bytes = RowBytes(first);
+  const int sparse = sparse_index_[static_cast<size_t>(layer)];
+  if (sparse < 0) return Prepare(first, norm, activations_.data() + r * bytes);
+  const size_t k = static_cast<size_t>(spec_.layers[static_cast<size_t>(layer)].ffn.num_experts_per_tok);
+  const std::span<const int32_t> entries = plan_.layer(sparse).entries.subspan(r * k, k);
+  std::byte* prepared = activations_.data() + static_cast<size_t>(entries[0]) * bytes;
+  Prepare(first, norm, prepared);
+  for (int32_t entry : entries.subspan(1)) {
+    std::memcpy(activations_.data() + static_cast<size_t>(entry) * bytes, prepared, bytes);
+  }
 }
 
 void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
@@ -255,13 +304,6 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
                                  .head_dim = a.head_dim,
                                  .type = options_.kv_type};
 
-  const size_t hidden_bytes = RowBytes(w.qkv[0]);
-  ForRows(rows, [&](int row, int thread) {
-    float* norm = norm_.as<float>() + static_cast<size_t>(thread) * AlignUp(static_cast<size_t>(hidden), 16);
-    k_.rms_norm(x_.as<float>() + static_cast<size_t>(row) * static_cast<size_t>(hidden), w.input_norm.data(),
-                spec_.rms_norm_eps, hidden, norm);
-    Prepare(w.qkv[0], norm, activations_.data() + static_cast<size_t>(row) * hidden_bytes);
-  });
   MatMul(w.qkv, activations_.data(), rows, qkv_.as<float>(), width);
 
   // All keys and values of the step are in the cache before any query reads it: attention sees them as rounded to the
@@ -269,9 +311,8 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
   const bool new_angles = layer == 0 ||
                           a.rope_theta != spec_.layers[static_cast<size_t>(layer) - 1].attention.rope_theta ||
                           a.head_dim != spec_.layers[static_cast<size_t>(layer) - 1].attention.head_dim;
-  const auto write_kv = [&](int row, int) {
+  const auto rotate = [&](int row) {
     const size_t r = static_cast<size_t>(row);
-    const StepChunk& chunk = batch.chunks[static_cast<size_t>(row_chunk_[r])];
     const int position = row_position_[r];
     float* cos = cos_.as<float>() + r * static_cast<size_t>(half);
     float* sin = sin_.as<float>() + r * static_cast<size_t>(half);
@@ -289,11 +330,21 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
     }
     k_.rope(q, a.num_heads, a.head_dim, cos, sin);
     k_.rope(k, a.num_kv_heads, a.head_dim, cos, sin);
-    k_.write_kv(planes, chunk.blocks[static_cast<size_t>(position / kernels::kKvBlockTokens)],
-                position % kernels::kKvBlockTokens, k, k + kv_width);
   };
   // A cache line of keys belongs to 16 tokens: of long chunks, one thread has them all.
-  ForRows(rows, write_kv, rows >= 64 * pool_.num_threads() ? 16 : kRowsPerTask);
+  ForRowRanges(rows, rows >= 64 * pool_.num_threads() ? 16 : kRowsPerTask, [&](int begin, int end, int) {
+    for (int row = begin; row < end;) {
+      const StepChunk& chunk = batch.chunks[static_cast<size_t>(row_chunk_[static_cast<size_t>(row)])];
+      const int position = row_position_[static_cast<size_t>(row)];
+      const int slot = position % kernels::kKvBlockTokens;
+      const int count = std::min({end, chunk.row_begin + chunk.num_rows, row + kernels::kKvBlockTokens - slot}) - row;
+      for (int r = row; r < row + count; ++r) rotate(r);
+      const float* k = qkv_.as<float>() + static_cast<size_t>(row) * width + q_width;
+      k_.write_kv(planes, chunk.blocks[static_cast<size_t>(position / kernels::kKvBlockTokens)], slot, count, k,
+                  k + kv_width, width);
+      row += count;
+    }
+  });
 
   const int group = a.num_heads / a.num_kv_heads;
   const float scale = 1.0f / std::sqrt(static_cast<float>(a.head_dim));
@@ -325,24 +376,16 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
             activations_.data() + static_cast<size_t>(row) * attention_bytes);
   });
   MatMul({&w.o, 1}, activations_.data(), rows, ffn_out_.as<float>(), static_cast<size_t>(hidden));
-  ForRows(rows, [&](int row, int) {
+  ForRows(rows, [&](int row, int thread) {
     const size_t at = static_cast<size_t>(row) * static_cast<size_t>(hidden);
     k_.add_scaled(x_.as<float>() + at, ffn_out_.as<float>() + at, 1.0f, hidden);
+    PrepareFfn(row, layer, thread);
   });
 }
 
 void Transformer::RouteByGate(int rows, int layer) {
   const FfnSpec& f = spec_.layers[static_cast<size_t>(layer)].ffn;
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
-  const int hidden = spec_.hidden_size;
-  const size_t norm_bytes = NormRowBytes(k_, hidden);
-  ForRows(rows, [&](int row, int thread) {
-    const size_t r = static_cast<size_t>(row);
-    float* norm = norm_.as<float>() + static_cast<size_t>(thread) * AlignUp(static_cast<size_t>(hidden), 16);
-    k_.rms_norm(x_.as<float>() + r * static_cast<size_t>(hidden), w.post_attn_norm.data(), spec_.rms_norm_eps, hidden,
-                norm);
-    Prepare(w.gate, norm, norm_rows_.data() + r * norm_bytes);
-  });
   const size_t experts = static_cast<size_t>(w.gate.out_features);
   MatMul({&w.gate, 1}, norm_rows_.data(), rows, gate_scores_.as<float>(), experts);
   const size_t k = static_cast<size_t>(f.num_experts_per_tok);
@@ -352,17 +395,19 @@ void Transformer::RouteByGate(int rows, int layer) {
                   std::span(chosen_experts_).subspan(r * k, k), std::span(chosen_weights_).subspan(r * k, k));
   });
   plan_.BuildGated(sparse_index_[static_cast<size_t>(layer)], rows, chosen_experts_, chosen_weights_);
+  ForRows(rows, [&](int row, int) {
+    const size_t at = static_cast<size_t>(row) * NormRowBytes(k_, spec_.hidden_size);
+    PrepareExperts(row, layer, reinterpret_cast<const float*>(norm_rows_.data() + at));
+  });
 }
 
 void Transformer::Ffn(int rows, int layer) {
   const FfnSpec& f = spec_.layers[static_cast<size_t>(layer)].ffn;
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
   const int hidden = spec_.hidden_size;
-  const int k = f.num_experts_per_tok;
   const int sparse = sparse_index_[static_cast<size_t>(layer)];
 
-  const bool gated = f.router == RouterKind::kGate;
-  if (gated) RouteByGate(rows, layer);
+  if (f.router == RouterKind::kGate) RouteByGate(rows, layer);
 
   // A dense FFN is the case of one expert that all rows visit, in order.
   const LayerRoute* route = sparse < 0 ? nullptr : &plan_.layer(sparse);
@@ -376,65 +421,41 @@ void Transformer::Ffn(int rows, int layer) {
           static_cast<uint64_t>(e.end - e.begin), std::memory_order_relaxed);
     }
   }
-  const int visits = route == nullptr ? rows : rows * k;
-
-  const PackedMatrix& first = w.ffn[0].gate;
-  const size_t in_bytes = RowBytes(first);
-  ForRows(rows, [&](int row, int thread) {
-    const size_t r = static_cast<size_t>(row);
-    const float* norm = reinterpret_cast<const float*>(norm_rows_.data() + r * NormRowBytes(k_, hidden));
-    if (!gated) {
-      float* out = norm_.as<float>() + static_cast<size_t>(thread) * AlignUp(static_cast<size_t>(hidden), 16);
-      k_.rms_norm(x_.as<float>() + r * static_cast<size_t>(hidden), w.post_attn_norm.data(), spec_.rms_norm_eps, hidden,
-                  out);
-      norm = out;
-    }
-    if (route == nullptr) return Prepare(first, norm, activations_.data() + r * in_bytes);
-    const std::span<const int32_t> entries = route->entries.subspan(r * static_cast<size_t>(k), static_cast<size_t>(k));
-    const std::byte* prepared = activations_.data() + static_cast<size_t>(entries[0]) * in_bytes;
-    Prepare(first, norm, activations_.data() + static_cast<size_t>(entries[0]) * in_bytes);
-    for (int32_t entry : entries.subspan(1)) {
-      std::memcpy(activations_.data() + static_cast<size_t>(entry) * in_bytes, prepared, in_bytes);
-    }
-  });
-
-  const size_t width = static_cast<size_t>(f.intermediate_size);
+  const size_t in_bytes = RowBytes(w.ffn[0].gate), out_bytes = RowBytes(w.ffn[0].down);
   SplitGroups(groups_, [&](const FfnGroup&) { return kernels::NumPanels(f.intermediate_size); });
   pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
     const MatMulTask& t = tasks_[static_cast<size_t>(task)];
     const FfnGroup& g = groups_[static_cast<size_t>(t.group)];
     k_.matmul_swiglu(g.weights->gate, g.weights->up, activations_.data() + static_cast<size_t>(g.begin) * in_bytes,
-                     g.end - g.begin, t.panel_begin, t.panel_end,
-                     ffn_hidden_.as<float>() + static_cast<size_t>(g.begin) * width, width);
+                     g.end - g.begin, t.panel_begin, t.panel_end, FormOf(g.weights->down),
+                     ffn_hidden_.data() + static_cast<size_t>(g.begin) * out_bytes);
   });
 
-  const size_t out_bytes = RowBytes(w.ffn[0].down);
-  ForRows(visits, [&](int entry, int) {
-    Prepare(w.ffn[0].down, ffn_hidden_.as<float>() + static_cast<size_t>(entry) * width,
-            activations_.data() + static_cast<size_t>(entry) * out_bytes);
-  });
   SplitGroups(groups_, [&](const FfnGroup&) { return kernels::NumPanels(hidden); });
   pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
     const MatMulTask& t = tasks_[static_cast<size_t>(task)];
     const FfnGroup& g = groups_[static_cast<size_t>(t.group)];
-    k_.matmul(g.weights->down, activations_.data() + static_cast<size_t>(g.begin) * out_bytes, g.end - g.begin,
+    k_.matmul(g.weights->down, ffn_hidden_.data() + static_cast<size_t>(g.begin) * out_bytes, g.end - g.begin,
               t.panel_begin, t.panel_end,
               ffn_out_.as<float>() + static_cast<size_t>(g.begin) * static_cast<size_t>(hidden),
               static_cast<size_t>(hidden));
   });
 
   // Slot order, whatever the order of the experts.
-  ForRows(rows, [&](int row, int) {
+  const bool last = static_cast<size_t>(layer) + 1 == spec_.layers.size();
+  ForRows(rows, [&](int row, int thread) {
     const size_t r = static_cast<size_t>(row);
     float* x = x_.as<float>() + r * static_cast<size_t>(hidden);
+    const auto add = [&](size_t entry, float weight) {
+      k_.add_scaled(x, ffn_out_.as<float>() + entry * static_cast<size_t>(hidden), weight, hidden);
+    };
     if (route == nullptr) {
-      k_.add_scaled(x, ffn_out_.as<float>() + r * static_cast<size_t>(hidden), 1.0f, hidden);
-      return;
+      add(r, 1.0f);
+    } else {
+      const size_t k = static_cast<size_t>(f.num_experts_per_tok);
+      for (size_t v = r * k; v < (r + 1) * k; ++v) add(static_cast<size_t>(route->entries[v]), route->weights[v]);
     }
-    for (size_t visit = r * static_cast<size_t>(k); visit < (r + 1) * static_cast<size_t>(k); ++visit) {
-      k_.add_scaled(x, ffn_out_.as<float>() + static_cast<size_t>(route->entries[visit]) * static_cast<size_t>(hidden),
-                    route->weights[visit], hidden);
-    }
+    if (!last) PrepareAttention(row, layer + 1, thread);
   });
 }
 
@@ -447,14 +468,11 @@ void Transformer::Forward(const StepBatch& batch, KvCache& cache) {
     Attention(batch, cache, layer);
     Ffn(rows, layer);
   }
-  const int hidden = spec_.hidden_size;
   const size_t bytes = RowBytes(weights_.lm_head);
   ForRows(static_cast<int>(batch.logit_rows.size()), [&](int i, int thread) {
-    float* norm = norm_.as<float>() + static_cast<size_t>(thread) * AlignUp(static_cast<size_t>(hidden), 16);
-    const size_t row = static_cast<size_t>(batch.logit_rows[static_cast<size_t>(i)]);
-    k_.rms_norm(x_.as<float>() + row * static_cast<size_t>(hidden), weights_.final_norm.data(), spec_.rms_norm_eps,
-                hidden, norm);
-    Prepare(weights_.lm_head, norm, logit_activations_.data() + static_cast<size_t>(i) * bytes);
+    const int row = batch.logit_rows[static_cast<size_t>(i)];
+    Prepare(weights_.lm_head, Norm(row, weights_.final_norm, thread),
+            logit_activations_.data() + static_cast<size_t>(i) * bytes);
   });
 }
 

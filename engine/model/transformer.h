@@ -62,14 +62,24 @@ class Transformer final : public Model {
 
   Transformer(ModelSpec spec, const ModelOptions& options, Weights weights, ThreadPool& pool);
 
-  // x = Embed[ids], and cos/sin of each row's position.
+  // Each of these leaves x normed and prepared for the matrices that come next: a row is at hand only once.
+  // x = Embed[ids]
   void Embed(const StepBatch& batch);
   // x += Attn(Norm x)
   void Attention(const StepBatch& batch, KvCache& cache, int layer);
   // x += FFN(Norm x), dense or routed.
   void Ffn(int rows, int layer);
-  // norm_rows_ = Norm x, and the layer's part of the plan by the gate's scores of it.
+  // The layer's part of the plan by the gate's scores of norm_rows_, which are then prepared for the experts.
   void RouteByGate(int rows, int layer);
+
+  // Norm x of a row, until the thread's next one.
+  const float* Norm(int row, const std::vector<float>& weight, int thread);
+  // activations_ = Norm x as q, k and v take it.
+  void PrepareAttention(int row, int layer, int thread);
+  // norm_rows_ = Norm x where a gate comes first; otherwise PrepareExperts(Norm x).
+  void PrepareFfn(int row, int layer, int thread);
+  // activations_ = norm as the FFN takes it, at the places of the row's experts.
+  void PrepareExperts(int row, int layer, const float* norm);
 
   // One LayerRouter per sparse layer.
   std::vector<LayerRouter> Routers() const;
@@ -89,7 +99,10 @@ class Transformer final : public Model {
   void SplitGroups(const Groups& groups, NumPanels&& num_panels);
   // Calls fn(row, thread) for rows [0, rows).
   template <typename Fn>
-  void ForRows(int rows, Fn&& fn, int rows_per_task = kRowsPerTask);
+  void ForRows(int rows, Fn&& fn);
+  // Calls fn(begin, end, thread) for ranges of rows [0, rows).
+  template <typename Fn>
+  void ForRowRanges(int rows, int rows_per_task, Fn&& fn);
 
   const ModelSpec spec_;
   const ModelOptions options_;
@@ -103,7 +116,6 @@ class Transformer final : public Model {
   // Row-wise scratch, fp32 unless said otherwise; R = max_step_rows, V = R * the largest num_experts_per_tok.
   size_t qkv_width_ = 0;        // of the widest layer
   size_t attention_width_ = 0;  // num_heads * head_dim of the widest layer
-  size_t ffn_width_ = 0;        // the widest intermediate_size
   AlignedBuffer x_;             // [R, hidden_size] the residual stream
   AlignedBuffer activations_;   // [V] rows of prepared activations
   AlignedBuffer norm_rows_;     // [R] rows of hidden_size as matmul reads fp32; gate-routed layers only
@@ -111,7 +123,7 @@ class Transformer final : public Model {
   AlignedBuffer norm_;          // [threads, hidden_size]
   AlignedBuffer qkv_;           // [R, qkv_width]
   AlignedBuffer attention_;     // [R, attention_width]
-  AlignedBuffer ffn_hidden_;    // [V, ffn_width]
+  AlignedBuffer ffn_hidden_;    // [V] rows prepared for the down matrix
   AlignedBuffer ffn_out_;       // [V, hidden_size]
   AlignedBuffer cos_;           // [R, half of the largest head_dim]
   AlignedBuffer sin_;

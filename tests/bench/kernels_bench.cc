@@ -71,11 +71,13 @@ void Decode(benchmark::State& state, const KernelTable& k, WeightType type, int 
   constexpr int kIn = 1024, kOut = 2816;
   const Matrices m(type, kOut, kIn, kStreamBytes);
   const Activations a(k, type, rows, kIn);
+  const ActivationForm form = k.activation_form(type);
   std::vector<float> y(static_cast<size_t>(rows * kOut));
+  AlignedBuffer hidden = RandomBuffer(static_cast<size_t>(rows) * k.activation_row_bytes(form, kOut));
   for (auto _ : state) {
     for (size_t i = 0; i + 1 < m.all.size(); i += 2) {
       if (swiglu) {
-        k.matmul_swiglu(m.all[i], m.all[i + 1], a.buffer.data(), rows, 0, NumPanels(kOut), y.data(), kOut);
+        k.matmul_swiglu(m.all[i], m.all[i + 1], a.buffer.data(), rows, 0, NumPanels(kOut), form, hidden.data());
       } else {
         k.matmul(m.all[i], a.buffer.data(), rows, 0, NumPanels(kOut), y.data(), kOut);
         k.matmul(m.all[i + 1], a.buffer.data(), rows, 0, NumPanels(kOut), y.data(), kOut);
@@ -91,11 +93,13 @@ void Prefill(benchmark::State& state, const KernelTable& k, WeightType type, int
   constexpr int kRows = 512, kOut = 1024;
   const Matrices m(type, kOut, in_features, 2 * PackedBytes(type, kOut, in_features));
   const Activations a(k, type, kRows, in_features);
+  const ActivationForm form = k.activation_form(type);
   std::vector<float> y(kRows * kOut);
+  AlignedBuffer hidden = RandomBuffer(kRows * k.activation_row_bytes(form, kOut));
   for (auto _ : state) {
     for (int p = 0; p < NumPanels(kOut); p += 4) {  // a task's share
       if (swiglu) {
-        k.matmul_swiglu(m.all[0], m.all[1], a.buffer.data(), kRows, p, p + 4, y.data(), kOut);
+        k.matmul_swiglu(m.all[0], m.all[1], a.buffer.data(), kRows, p, p + 4, form, hidden.data());
       } else {
         k.matmul(m.all[0], a.buffer.data(), kRows, p, p + 4, y.data(), kOut);
       }

@@ -40,10 +40,11 @@ struct Sequence {
   }
 
   void WriteTo(const KernelTable& kernels, const Cache& cache) const {
-    for (int t = 0; t < tokens; ++t) {
-      const ptrdiff_t at = static_cast<ptrdiff_t>(t) * num_kv_heads * head_dim;
-      kernels.write_kv(cache.planes, cache.block_table[static_cast<size_t>(t / kKvBlockTokens)], t % kKvBlockTokens,
-                       k.data() + at, v.data() + at);
+    const size_t stride = static_cast<size_t>(num_kv_heads * head_dim);
+    for (int t = 0; t < tokens; t += kKvBlockTokens) {
+      const size_t at = static_cast<size_t>(t) * stride;
+      kernels.write_kv(cache.planes, cache.block_table[static_cast<size_t>(t / kKvBlockTokens)], 0,
+                       std::min(tokens - t, kKvBlockTokens), k.data() + at, v.data() + at, stride);
     }
   }
 
@@ -225,14 +226,25 @@ TEST_P(AttentionTest, KvHeadsTogetherHaveTheBitsOfEachAlone) {
   }
 }
 
-TEST_P(AttentionTest, WriteKvFillsItsSlotOnly) {
-  constexpr int kHeads = 3, kHeadDim = 48, kBlock = 1, kSlot = 13;
+TEST_P(AttentionTest, WriteKvFillsItsSlotsOnly) {
+  constexpr int kHeads = 3, kHeadDim = 48, kBlock = 1, kWidth = kHeads * kHeadDim;
+  struct Case {
+    int first, count;
+    KvType type;
+  };
+  std::vector<Case> cases;
   for (KvType type : kAllKvTypes) {
+    for (auto [first, count] : {std::pair{13, 1}, {13, 2}, {13, 8}, {16, 15}, {0, 32}, {31, 1}}) {
+      cases.push_back({first, count, type});
+    }
+  }
+  for (const auto& [first, count, type] : cases) {
+    SCOPED_TRACE(testing::Message() << KvTypeName(type) << ", " << count << " tokens from " << first);
     const Cache cache(type, kHeads, kHeadDim, 3, 3);
     std::memset(cache.k.data(), 0xee, cache.k.size());
     std::memset(cache.v.data(), 0xee, cache.v.size());
-    const Sequence token(1, kHeads, kHeadDim, 40);
-    kernels().write_kv(cache.planes, kBlock, kSlot, token.k.data(), token.v.data());
+    const Sequence sequence(count, kHeads, kHeadDim, 40);
+    kernels().write_kv(cache.planes, kBlock, first, count, sequence.k.data(), sequence.v.data(), kWidth);
     size_t k_written = 0, v_written = 0;
     const size_t element = KvTypeBytes(type);
     const bool bf16 = type == KvType::kBF16;
@@ -251,14 +263,12 @@ TEST_P(AttentionTest, WriteKvFillsItsSlotOnly) {
       if (bf16) return (step / 2 * width + n) * 2 + step % 2;
       return step / 2 * width * 2 + (n / 16 * 2 + step % 2) * 16 + n % 16;
     };
-    for (int h = 0; h < kHeads; ++h) {
-      for (int d = 0; d < kHeadDim; ++d) {
-        const float k = token.k[static_cast<size_t>(h * kHeadDim + d)];
-        const float v = token.v[static_cast<size_t>(h * kHeadDim + d)];
-        const int first = h * kHeadDim * kKvBlockTokens;
-        EXPECT_EQ(read(cache.k, static_cast<size_t>(first + place(d, kSlot, kKvBlockTokens))), rounded(k));
-        EXPECT_EQ(read(cache.v, static_cast<size_t>(first + place(kSlot, d, kHeadDim))), rounded(v));
-      }
+    for (int i = 0; i < count * kWidth; ++i) {
+      const int slot = first + i / kWidth, d = i % kHeadDim;
+      const int head = i % kWidth / kHeadDim * kHeadDim * kKvBlockTokens;
+      const size_t at = static_cast<size_t>(i);
+      ASSERT_EQ(read(cache.k, static_cast<size_t>(head + place(d, slot, kKvBlockTokens))), rounded(sequence.k[at]));
+      ASSERT_EQ(read(cache.v, static_cast<size_t>(head + place(slot, d, kHeadDim))), rounded(sequence.v[at]));
     }
     uint32_t untouched = 0;
     std::memset(&untouched, 0xee, element);
@@ -266,8 +276,8 @@ TEST_P(AttentionTest, WriteKvFillsItsSlotOnly) {
       k_written += std::memcmp(cache.k.data() + i * element, &untouched, element) != 0;
       v_written += std::memcmp(cache.v.data() + i * element, &untouched, element) != 0;
     }
-    EXPECT_EQ(k_written, static_cast<size_t>(kHeads * kHeadDim));
-    EXPECT_EQ(v_written, static_cast<size_t>(kHeads * kHeadDim));
+    EXPECT_EQ(k_written, static_cast<size_t>(count * kWidth));
+    EXPECT_EQ(v_written, static_cast<size_t>(count * kWidth));
   }
 }
 
@@ -281,7 +291,7 @@ TEST_P(AttentionTest, CacheRoundsToNearestEven) {
   x[4] = std::numeric_limits<float>::infinity();
   x[5] = std::bit_cast<float>(0x7f800001u);  // a NaN whose payload lies in the lower half only
   x[6] = std::numeric_limits<float>::max();
-  kernels().write_kv(cache.planes, 0, 0, x.data(), x.data());
+  kernels().write_kv(cache.planes, 0, 0, 1, x.data(), x.data(), x.size());
   const auto v = [&](size_t d) { return cache.v.as<uint16_t>()[2 * d]; };  // beside those of the next token
   EXPECT_EQ(v(0), 0x3f80);
   EXPECT_EQ(v(1), 0x3f82);
@@ -303,7 +313,7 @@ TEST_P(AttentionTest, AHalfPrecisionCacheRoundsToNearestEvenAndSaturates) {
   x[6] = std::numeric_limits<float>::infinity();
   x[7] = std::numeric_limits<float>::quiet_NaN();
   x[8] = 0x1p-24f;  // the smallest half
-  kernels().write_kv(cache.planes, 0, 0, x.data(), x.data());
+  kernels().write_kv(cache.planes, 0, 0, 1, x.data(), x.data(), x.size());
   const auto v = [&](size_t d) { return cache.v.as<uint16_t>()[d]; };
   EXPECT_EQ(v(0), 0x3c00);
   EXPECT_EQ(v(1), 0x3c02);

@@ -209,17 +209,17 @@ TEST_P(MatMulBlocksTest, RowsHaveTheSameBitsAloneAndInCompany) {
     const Int8Activations a = Prepare(k(), x, kAll, kIn);
     const size_t row_bytes = k().activation_row_bytes(ActivationForm::kInt8, kIn);
     const std::vector<float> all = MatMul(k(), gate.packed.matrix, a.prepared, kAll);
-    std::vector<float> all_swiglu(all.size());
-    k().matmul_swiglu(gate.packed.matrix, up.packed.matrix, a.prepared.data(), kAll, 0, NumPanels(kOut),
-                      all_swiglu.data(), kOut);
+    const std::vector<float> all_swiglu =
+        Swiglu(k(), gate.packed.matrix, up.packed.matrix, a.prepared.data(), kAll, 0, NumPanels(kOut));
     for (int rows = 1; rows <= 40; ++rows) {
       const int first = (rows * 37) % (kAll - rows);
-      std::vector<float> y(static_cast<size_t>(rows * kOut)), y_swiglu = y;
+      std::vector<float> y(static_cast<size_t>(rows * kOut));
       const std::byte* from = a.prepared.data() + static_cast<size_t>(first) * row_bytes;
       for (auto [begin, end] : {std::pair{1, NumPanels(kOut)}, std::pair{0, 1}}) {
         k().matmul(gate.packed.matrix, from, rows, begin, end, y.data(), kOut);
-        k().matmul_swiglu(gate.packed.matrix, up.packed.matrix, from, rows, begin, end, y_swiglu.data(), kOut);
       }
+      const std::vector<float> y_swiglu =
+          Swiglu(k(), gate.packed.matrix, up.packed.matrix, from, rows, 0, NumPanels(kOut));
       const size_t at = static_cast<size_t>(first * kOut);
       ASSERT_TRUE(SameBytes(y.data(), &all[at], y.size() * sizeof(float))) << DTypeName(type) << ", rows " << rows;
       ASSERT_TRUE(SameBytes(y_swiglu.data(), &all_swiglu[at], y.size() * sizeof(float)))
@@ -278,6 +278,33 @@ TEST_P(MatMulBlocksTest, AnActivationBlockIsRoundedByItsLargestMagnitude) {
   EXPECT_EQ(codes[2], 64);
   EXPECT_EQ(codes[3], 0);
   for (int i = 4; i < 32; ++i) EXPECT_EQ(codes[i], 0) << i;
+}
+
+// Of magnitudes that have no inverse, or none that is precise, nothing is left; codes stay within 127 all the same.
+TEST_P(MatMulBlocksTest, TheSmallestActivationsAreZero) {
+  for (float largest : {0x1p-149f, 0x1p-130f, 0x1p-126f, 0x1p-119f}) {
+    std::vector<float> x(32, largest / 2);
+    x[7] = -largest;
+    const Int8Activations a = Prepare(k(), x, 1, 32);
+    const int8_t* codes = reinterpret_cast<const int8_t*>(a.prepared.data());
+    for (int i = 0; i < 32; ++i)
+      EXPECT_EQ(codes[i], largest < 0x1p-120f ? 0 : i == 7 ? -127 : 64) << largest << " " << i;
+  }
+}
+
+TEST_P(MatMulBlocksTest, AnActivationBlockThatIsNotFiniteHasNoScale) {
+  for (float bad : {std::nanf(""), -std::nanf(""), HUGE_VALF, -HUGE_VALF}) {
+    for (size_t at : {0, 5, 15, 16, 31}) {
+      std::vector<float> x(64, 1.0f);
+      x[at] = bad;
+      const Int8Activations a = Prepare(k(), x, 1, 64);
+      float scale[2];
+      std::memcpy(&scale[0], a.prepared.data() + kBlockElements, sizeof(float));
+      std::memcpy(&scale[1], a.prepared.data() + 64 + kBlockElements, sizeof(float));
+      EXPECT_TRUE(std::isnan(scale[0])) << bad << " at " << at;
+      EXPECT_EQ(scale[1], 1.0f / 127.0f);
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, MatMulBlocksTest, ::testing::ValuesIn(AllTables()),

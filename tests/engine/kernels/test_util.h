@@ -31,7 +31,8 @@ inline std::vector<NamedTable> AllTables() {
     tables.push_back({std::string(TierName(t)), &GetKernels(t), t == Tier::kAvx512Bf16, t != Tier::kPortable});
   }
 #if defined(__x86_64__)
-  if (SupportedTiers().back() >= Tier::kAvx512) tables.push_back({"avx512bf16_emulated", &kEmulatedBf16Table, true, true});
+  if (SupportedTiers().back() >= Tier::kAvx512)
+    tables.push_back({"avx512bf16_emulated", &kEmulatedBf16Table, true, true});
 #endif
   return tables;
 }
@@ -72,6 +73,22 @@ inline OwnedMatrix Pack(const std::vector<float>& w, int out_features, int in_fe
   }
   m.matrix = {m.buffer.data(), out_features, in_features, type};
   return m;
+}
+
+// silu(x gate^T) * (x up^T) of panels [begin, end) as fp32, other columns -77: what matmul_swiglu gives for a matrix
+// that takes fp32.
+inline std::vector<float> Swiglu(const KernelTable& k, const PackedMatrix& gate, const PackedMatrix& up,
+                                 const std::byte* activations, int rows, int begin, int end) {
+  const size_t row_bytes = k.activation_row_bytes(ActivationForm::kF32, gate.out_features);
+  const AlignedBuffer out = MakeBuffer(static_cast<size_t>(rows) * row_bytes);
+  for (size_t i = 0; i < out.size() / sizeof(float); ++i) out.as<float>()[i] = -77.0f;
+  k.matmul_swiglu(gate, up, activations, rows, begin, end, ActivationForm::kF32, out.data());
+  std::vector<float> y;
+  for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
+    const float* row = reinterpret_cast<const float*>(out.data() + r * row_bytes);
+    y.insert(y.end(), row, row + gate.out_features);
+  }
+  return y;
 }
 
 inline bool SameBytes(const void* a, const void* b, size_t bytes) { return std::memcmp(a, b, bytes) == 0; }
