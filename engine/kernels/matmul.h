@@ -35,7 +35,6 @@ inline size_t ActivationRowBytes(ActivationForm form, int in_features) {
 template <bool kBf16>
 SCION_KERNEL void PrepareFloatRow(const float* x, int in_features, std::byte* out) {
   for (int i = 0; i < in_features; i += 16) {
-    PrefetchToL2(x + i + in_features);
     const F32x16 v = in_features - i >= 16 ? Load(x + i) : LoadPartial(x + i, in_features - i);
     if constexpr (kBf16) {
       StoreBf16(reinterpret_cast<uint16_t*>(out) + i, v);

@@ -36,8 +36,6 @@ SCION_KERNEL void PrepareInt8Row(const float* x, int in_features, std::byte* out
   ActivationBlock* block = reinterpret_cast<ActivationBlock*>(out);
   int i = 0;
   for (; i + kBlockElements <= in_features; i += kBlockElements) {
-    PrefetchToL2(x + i + in_features);
-    PrefetchToL2(x + i + in_features + 16);
     PrepareBlock(Load(x + i), Load(x + i + 16), block++);
   }
   const int n = in_features - i;

@@ -23,7 +23,6 @@ SCION_KERNEL void StoreRow(float* x, F32x16 v, int i, int n) {
 inline void RmsNorm(const float* x, const float* weight, float eps, int n, float* out) {
   F32x16 squares = Set1(0.0f);
   for (int i = 0; i < n; i += 16) {
-    PrefetchToL2(x + i + n);
     const F32x16 v = LoadRow(x, i, n);
     squares = MulAdd(v, v, squares);
   }
@@ -32,6 +31,7 @@ inline void RmsNorm(const float* x, const float* weight, float eps, int n, float
   for (int i = 0; i < n; i += 16) StoreRow(out, Mul(Mul(LoadRow(x, i, n), scale), LoadRow(weight, i, n)), i, n);
 }
 
+// Rows are mostly added one after another, and the processor fetches nothing by itself beyond the page that it is in.
 inline void AddScaled(float* acc, const float* x, float scale, int n) {
   for (int i = 0; i < n; i += 16) {
     PrefetchToL2(x + i + n);
