@@ -16,10 +16,10 @@ using F32x16 = __m512;
 using U32x16 = __m512i;
 using Mask16 = __mmask16;
 
-// 24 accumulators, the weights of two lines, and a broadcast activation fill the 32 registers.
-constexpr int kTileRows = 12;
-constexpr int kTileLines = 2;
-constexpr int kFullWidthRows = 5;
+// 24 accumulators, the weights of four lines, and a broadcast activation fill the 32 registers.
+constexpr int kTileRows = 6;
+constexpr int kTileLines = 4;
+constexpr int kFullWidthRows = 6;
 // The same of blocked weights: an integer and a float accumulator for each.
 constexpr int kBlockTileRows = 6;
 constexpr int kBlockTileLines = 2;
