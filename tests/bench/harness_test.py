@@ -300,9 +300,9 @@ class ResultsTest(unittest.TestCase):
 
 class EnginesTest(unittest.TestCase):
 
-    def test_the_last_repetition_of_llama_bench_counts(self):
-        text = 'warning\n[\n {"avg_ts": 90.0, "samples_ns": [1, 2], "samples_ts": [80.0, 100.0]}\n]\n'
-        self.assertEqual(engines.parse_llama_bench(text), 100.0)
+    def test_the_median_of_llama_benchs_repetitions_counts(self):
+        text = 'warning\n[\n {"avg_ts": 90.0, "samples_ns": [1, 2, 3], "samples_ts": [80.0, 100.0, 97.0]}\n]\n'
+        self.assertEqual(engines.parse_llama_bench(text), 97.0)
         with self.assertRaises(ValueError):
             engines.parse_llama_bench('[\n{"samples_ts": [1]}, {"samples_ts": [1]}\n]')
 

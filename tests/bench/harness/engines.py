@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import statistics
 import subprocess
 import tempfile
 
@@ -10,6 +11,7 @@ from harness.process import ServerProcess, has_huge_pages
 from harness.rows import OUTPUT_TOKENS, PROMPT_TOKENS, REQUESTS
 
 DECODE_TOKENS = 64
+REPETITIONS = 3  # of a prompt, or of one stream, in a round: their median counts
 FIRST_TOKEN_PROMPT = [1] + list(range(1000, 1007))
 START_CONTEXT = 256  # small, so that KV weighs nothing
 
@@ -62,18 +64,19 @@ class Scion(Engine):
     api = load.ScionApi
 
     def decode(self, row, model):
-        return self._steps(row, model, "--prefill", 0, "--depth", row.depth, "--decode", DECODE_TOKENS,
-                           "--streams", row.streams, "--domains", row.domains)
+        return self._steps(row, model, REPETITIONS if row.streams == 1 else 1, "--prefill", 0, "--depth", row.depth,
+                           "--decode", DECODE_TOKENS, "--streams", row.streams, "--domains", row.domains)
 
     def prefill(self, row, model):
-        return self._steps(row, model, "--prefill", row.prompt, "--decode", 0)
+        return self._steps(row, model, REPETITIONS, "--prefill", row.prompt, "--decode", 0)
 
-    def _steps(self, row, model, *arguments):
+    def _steps(self, row, model, repetitions, *arguments):
         with tempfile.NamedTemporaryFile(suffix=".json") as out:
             weights = ["--weights", model.scion_weights] if model.scion_weights else []
-            self._run(self.directory / "step_bench", model.path, "--threads", self.threads, "--rounds", 1,
-                      "--json", out.name, *weights, *arguments)
-            figures = json.load(open(out.name))["rounds"][0]
+            self._run(self.directory / "step_bench", model.path, "--threads", self.threads, "--rounds",
+                      repetitions, "--json", out.name, *weights, *arguments)
+            rounds = json.load(open(out.name))["rounds"]
+        figures = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
         return dict(figures, tokens_per_second=figures[row.kind])
 
     def kv_bytes_touched(self, model, context):
@@ -90,7 +93,7 @@ class Scion(Engine):
 
 
 class LlamaCpp(Engine):
-    """llama.cpp's own programs. The last of two repetitions counts: the first warms up."""
+    """llama.cpp's own programs, of which llama-bench warms up before its first repetition."""
     api = load.LlamaApi
     kv_types = ["-ctk", "f16", "-ctv", "f16"]
 
@@ -115,8 +118,8 @@ class LlamaCpp(Engine):
         return self._bench(model, "-p", row.prompt, "-n", 0)
 
     def _bench(self, model, *arguments):
-        out = self._run(self.directory / "llama-bench", "-m", model.path, "-t", self.threads, "-r", 2, "-o", "json",
-                        *self.kv_types, *self.bench_arguments, *arguments)
+        out = self._run(self.directory / "llama-bench", "-m", model.path, "-t", self.threads, "-r", REPETITIONS, "-o",
+                        "json", *self.kv_types, *self.bench_arguments, *arguments)
         return {"tokens_per_second": parse_llama_bench(out.stdout)}
 
     def serve_command(self, path, port, slots, context):
@@ -135,12 +138,12 @@ class IkLlamaCpp(LlamaCpp):
 
 
 def parse_llama_bench(text):
-    """tokens/s of the last repetition of the one test in llama-bench -o json."""
+    """tokens/s of the one test in llama-bench -o json: the median of its repetitions."""
     begin = ("\n" + text).index("\n[\n")  # after any warning
     results = json.loads(text[begin:text.rindex("]") + 1])
     if len(results) != 1:
         raise ValueError(f"llama-bench ran {len(results)} tests, not one")
-    return float(results[0]["samples_ts"][-1])
+    return float(statistics.median(results[0]["samples_ts"]))
 
 
 def parse_batched_bench(text, streams):
