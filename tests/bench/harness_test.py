@@ -46,8 +46,11 @@ class LimitsTest(unittest.TestCase):
         kv = 32 * 2 * 512 * 2 * 16
         self.assertAlmostEqual(limits.limit(row("decode-dense-bf16"), self.limits),
                                45e9 / (2 * (weights + 32000 * 1024) + kv), places=6)
+        attention = 2 * 512 * 1024 * 16
+        self.assertAlmostEqual(limits.limit(row("prefill-dense-bf16"), self.limits), 940e9 / (2 * weights + attention),
+                               places=6)
         self.assertAlmostEqual(limits.limit(row("prefill-dense-q8_0"), self.limits),
-                               1880e9 / (2 * weights + 2 * 512 * 1024 * 16), places=6)
+                               1 / (2 * weights / (0.8 * 1880e9) + attention / 940e9), places=6)
 
     def test_streams_share_the_experts_that_they_visit(self):
         # 16 streams visit 16 * (1 - (15/16)^16) = 10.3 of 16 experts: the table of the issue says 426, and 954 and 404
@@ -256,6 +259,19 @@ class ReportTest(unittest.TestCase):
         self.assertIn("NOT REACHED: >= 65% of the limit: 50%",
                       "\n".join(report.lines(row("batch16-rre-q8_0"), rounds, [], measured)))
 
+    def test_what_is_asked_is_told_as_a_share_of_the_limit_in_its_round(self):
+        measured = [dict(limits.parse(LIMITS_OUTPUT)[2], threads=2)]
+        at_45 = limits.limit(row("batch16-switch-q8_0"), measured[0])
+        ours = [{"tokens_per_second": 300}, {"tokens_per_second": 300, "bandwidth": 90e9},
+                {"tokens_per_second": 300, "bandwidth": 180e9}]
+        rounds = self.rounds(ours, {"a": [{"tokens_per_second": 150}] * 3})
+        (asked, got, reached), = report.verdicts(row("batch16-switch-q8_0"), rounds, ["a"], measured)
+        self.assertEqual((asked, got, reached), (f"1.8 x a, {270 / (2 * at_45):.0%} of the limit", "2.00", True))
+        prompts = self.rounds([{"tokens_per_second": 900, "peak": 470e9}], {"a": [{"tokens_per_second": 800}]})
+        at_940 = limits.limit(row("prefill-dense-bf16"), measured[0])
+        limit, share = report.limit_shares(row("prefill-dense-bf16"), prompts, measured)
+        self.assertAlmostEqual(limit, at_940 / 2)
+        self.assertAlmostEqual(share, 1800 / at_940)
 
     def test_a_table_has_a_line_for_every_figure(self):
         server = lambda speed, late: {"tokens_per_second": speed, "ttft_p50": late, "itl_p99": 0.05}  # noqa: E731

@@ -32,13 +32,31 @@ def median_limits(measured):
     return dict(measured[0], **medians)
 
 
-def limit_shares(row, rounds, measured):
-    """(limit in tokens/s, Scion's median as a share of it), or nothing."""
+def limit_of_round(row, figures, at):
+    """Tokens/s. Bandwidth and peak are those that were measured within the round, where they were."""
+    peak = limits.PEAK_NAME[row.type]
+    return limits.limit(row, dict(at, bandwidth=figures.get("bandwidth", at["bandwidth"]),
+                                  **{peak: figures.get("peak", at[peak])}))
+
+
+def shares_of_limit(row, rounds, measured, speed):
+    """(limit in tokens/s, speed(round) as a share of it), medians of the rounds, or nothing."""
     at = median_limits(measured)
-    reach = limits.limit(row, at) if at is not None else None
-    if reach is None:
+    if at is None or limits.limit(row, at) is None:
         return None
-    return reach, statistics.median(r["scion"]["tokens_per_second"] for r in rounds) / reach
+    reach = [limit_of_round(row, r["scion"], at) for r in rounds]
+    return statistics.median(reach), statistics.median(speed(r) / most for r, most in zip(rounds, reach))
+
+
+def limit_shares(row, rounds, measured):
+    """(limit in tokens/s, Scion's share of it), medians of the rounds, or nothing."""
+    return shares_of_limit(row, rounds, measured, lambda r: r["scion"]["tokens_per_second"])
+
+
+def asked_of_limit(row, rounds, peer, target, measured):
+    """The share of the limit that `target` times the peer is, or nothing."""
+    shares = shares_of_limit(row, rounds, measured, lambda r: target * r[peer]["tokens_per_second"])
+    return shares[1] if shares is not None else None
 
 
 def verdicts(row, rounds, peers, measured):
@@ -51,6 +69,8 @@ def verdicts(row, rounds, peers, measured):
         got = statistics.median(all_ratios)
         reached = got >= target or target == 1 and max(all_ratios) >= 1
         asked = f"not below {peer} within the spread" if target == 1 else f"{target} x {peer}"
+        if name == "tokens_per_second" and (share := asked_of_limit(row, rounds, peer, target, measured)) is not None:
+            asked += f", {share:.0%} of the limit"
         found.append((asked, f"{got:.2f}", reached))
     for name, bound in row.bounds.items():
         figure = row.figures[name]
