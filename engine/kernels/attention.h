@@ -185,7 +185,7 @@ struct KvTile {
 
 // scores [kCount, kKvBlockTokens] = q k
 template <class Dot, int kCount>
-SCION_KERNEL void ScoreTile(const KvTile& tile, int head_dim, const float* q, float* scores) {
+inline void ScoreTile(const KvTile& tile, int head_dim, const float* q, float* scores) {
   static_assert(Dot::kForm == ActivationForm::kF32);
   F32x16 sums[kCount][kTileLinesOfKeys];
 #pragma GCC unroll 8
@@ -240,18 +240,25 @@ SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int toke
   }
 }
 
-// One tile, of which all queries [first, first + kCount) see the first `tokens`.
+template <class Dot, int kCount>
+inline void ScoreTileUpTo(int count, const KvTile& tile, int head_dim, const float* q, float* scores) {
+  if (count == kCount) {
+    ScoreTile<Dot, kCount>(tile, head_dim, q, scores);
+  } else if constexpr (kCount > 1) {
+    ScoreTileUpTo<Dot, kCount - 1>(count, tile, head_dim, q, scores);
+  }
+}
+
+// Adds the first `tokens` of a tile to the queries [first, first + kCount). `scores`: theirs, used up.
 template <class Kv, int kCount>
-inline void AttendTile(const KvTile& tile, int head_dim, int tokens, int first, Queries& queries) {
+inline void AttendTile(const KvTile& tile, int head_dim, int tokens, float* scores, int first, Queries& queries) {
   constexpr int kLines = 16 / kCount < kAttendLines ? (kCount > 8 ? 1 : 16 / kCount) : kAttendLines;
   float* out = queries.out + first * head_dim;
   const F32x16 minus_infinity = Set1(-__builtin_inff());
-  alignas(64) float weights[kCount * kKvBlockTokens];
   alignas(64) float rescale[16] = {};
-  ScoreTile<typename Kv::KDot, kCount>(tile, head_dim, queries.q + first * head_dim, weights);
   for (int i = 0; i < kCount; ++i) {
     float& largest = queries.largest[first + i];
-    float* w = weights + i * kKvBlockTokens;
+    float* w = scores + i * kKvBlockTokens;
     F32x16 low = Load(w), high = Load(w + 16);
     if (tokens < kKvBlockTokens) {
       low = Select(FirstLanes(tokens), low, minus_infinity);
@@ -268,7 +275,7 @@ inline void AttendTile(const KvTile& tile, int head_dim, int tokens, int first, 
   alignas(64) std::byte prepared[kCount * kKvBlockTokens * sizeof(float)];
   for (int i = 0; i < kCount; ++i) {
     const F32x16 largest = Set1(queries.largest[first + i]);
-    const float* w = weights + i * kKvBlockTokens;
+    const float* w = scores + i * kKvBlockTokens;
     const F32x16 low =
         StoreForDot<typename Kv::VDot>(ExpOfNonPositive(Sub(Load(w), largest)), i * kKvBlockTokens, prepared);
     const F32x16 high =
@@ -284,11 +291,12 @@ inline void AttendTile(const KvTile& tile, int head_dim, int tokens, int first, 
 }
 
 template <class Kv, int kCount>
-inline void AttendTileUpTo(int count, const KvTile& tile, int head_dim, int tokens, int first, Queries& queries) {
+inline void AttendTileUpTo(int count, const KvTile& tile, int head_dim, int tokens, float* scores, int first,
+                           Queries& queries) {
   if (count == kCount) {
-    AttendTile<Kv, kCount>(tile, head_dim, tokens, first, queries);
+    AttendTile<Kv, kCount>(tile, head_dim, tokens, scores, first, queries);
   } else if constexpr (kCount > 1) {
-    AttendTileUpTo<Kv, kCount - 1>(count, tile, head_dim, tokens, first, queries);
+    AttendTileUpTo<Kv, kCount - 1>(count, tile, head_dim, tokens, scores, first, queries);
   }
 }
 
@@ -304,6 +312,7 @@ inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, in
   const size_t head_offset = static_cast<size_t>(kv_head) * head_bytes;
   const int group_floats = heads * head_dim;
   Queries queries;
+  alignas(64) float scores[kAttendHeads * kKvBlockTokens];
   for (int g = 0; g < kv_heads; ++g) {
     for (int r = 0; r < rows; ++r) {
       const float* from = q + static_cast<size_t>(r) * q_stride + g * group_floats;
@@ -327,15 +336,17 @@ inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, in
       const size_t next = g + 1 < kv_heads ? at + head_bytes : next_base;
       const KvTile tile = {planes.k + at, planes.v + at, planes.k + next, planes.v + next};
       const int first = g * count;
+      ScoreTileUpTo<typename Kv::KDot, kAttendHeads>(count, tile, head_dim, queries.q + first * head_dim, scores);
       if (begin + kKvBlockTokens <= position + 1) {
-        AttendTileUpTo<Kv, kAttendHeads>(count, tile, head_dim, kKvBlockTokens, first, queries);
+        AttendTileUpTo<Kv, kAttendHeads>(count, tile, head_dim, kKvBlockTokens, scores, first, queries);
         continue;
       }
       // Rows that end within the tile see different numbers of its tokens.
       for (int r = 0; r < rows; ++r) {
         const int tokens = position + r - begin + 1 < kKvBlockTokens ? position + r - begin + 1 : kKvBlockTokens;
         if (tokens > 0) {
-          AttendTileUpTo<Kv, kAttendHeads>(heads, tile, head_dim, tokens, first + r * heads, queries);
+          AttendTileUpTo<Kv, kAttendHeads>(heads, tile, head_dim, tokens, scores + r * heads * kKvBlockTokens,
+                                           first + r * heads, queries);
         }
       }
     }
