@@ -254,6 +254,8 @@ class ReportTest(unittest.TestCase):
     def test_the_share_of_the_limit_follows_the_runs_own_limits(self):
         measured = [dict(limits.parse(LIMITS_OUTPUT)[2], threads=2)]
         rounds = self.rounds([{"tokens_per_second": 477}], {})
+        slow = self.rounds([{"tokens_per_second": 477, "bandwidth": 30e9}], {})
+        self.assertEqual([got for _, got, _ in report.verdicts(row("batch16-rre-q8_0"), slow, [], measured)], ["50%"])
         limit, share = report.limit_shares(row("batch16-rre-q8_0"), rounds, measured)
         self.assertAlmostEqual(share, 477 / limit)
         self.assertIn("NOT REACHED: >= 65% of the limit: 50%",
