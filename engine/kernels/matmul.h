@@ -71,7 +71,7 @@ struct FloatPanels {
   static constexpr int kFullWidth = kFullWidthRows;
   static constexpr size_t kUnitBytes = kStepBytes;
   static constexpr size_t kUnitActivationBytes = Dot::kStepActivationBytes;
-  static constexpr bool kAsksAgain = false;
+  static constexpr bool kAsksTwice = false;
 
   static SCION_KERNEL size_t StreamAhead(int /*rows*/) { return 0; }
   static SCION_KERNEL int Units(int in_features) { return Dot::Steps(in_features); }
@@ -178,15 +178,25 @@ inline void MultiplyPanels(const PackedMatrix& gate, const PackedMatrix* up, con
         MultiplyPanel<Panels>(weights, up_weights, units, x, x_row_bytes, n, columns, sums);
         MultiplyPanel<Panels>(up_weights, weights + panel_bytes, units, x, x_row_bytes, n, columns, up_sums);
       }
-      const auto product = [&](int r, int c) {
-        if (c >= columns) return Set1(0.0f);
-        F32x16 v = Load(sums + r * kPanelWidth + c);
-        if (up != nullptr) v = Mul(Silu(v), Load(up_sums + r * kPanelWidth + c));
-        return columns - c >= 16 ? v : Select(FirstLanes(columns - c), v, Set1(0.0f));
-      };
-      for (int r = 0; r < n; ++r) {
-        for (int c = 0; c < columns; c += 32) {
-          output.Put(row + r, panel * kPanelWidth + c, columns - c, product(r, c), product(r, c + 16));
+      // Of some rows all products, then all that is stored: each of the two has a long chain from a row's values to its
+      // result, and the processor doesn't look ahead far enough for several of both.
+      for (int first = 0; first < n; first += kTile) {
+        const int end = SmallerOf(first + kTile, n);
+        for (int r = first; up != nullptr && r < end; ++r) {
+          for (int c = 0; c < columns; c += 16) {
+            float* at = sums + r * kPanelWidth + c;
+            Store(at, Mul(Silu(Load(at)), Load(up_sums + r * kPanelWidth + c)));
+          }
+        }
+        const auto product = [&](int r, int c) {
+          if (c >= columns) return Set1(0.0f);
+          const F32x16 v = Load(sums + r * kPanelWidth + c);
+          return columns - c >= 16 ? v : Select(FirstLanes(columns - c), v, Set1(0.0f));
+        };
+        for (int r = first; r < end; ++r) {
+          for (int c = 0; c < columns; c += 32) {
+            output.Put(row + r, panel * kPanelWidth + c, columns - c, product(r, c), product(r, c + 16));
+          }
         }
       }
     }

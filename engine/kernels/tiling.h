@@ -11,7 +11,7 @@
 //
 // `Panels` says what a panel consists of: Units(in_features) units of kUnitBytes, each multiplied with
 // kUnitActivationBytes of a prepared row, by AccumulateTile. StreamAhead(rows): how many bytes ahead to fetch where a
-// part is passed over once, or 0. kAsksAgain: whether few rows ask in each of their tiles for what comes next.
+// part is passed over once, or 0. kAsksTwice: whether each of two passes asks for all that comes next.
 #pragma once
 
 #include "engine/kernels/kernels.h"
@@ -29,6 +29,9 @@ constexpr size_t kPassBytes = 128 * 1024;
 // Few rows wait for memory, which answers sooner the less is fetched ahead; more rows pay for starting so many parts.
 constexpr int kFewRows = 16;
 constexpr size_t kFewRowsPassBytes = 18 * 1024;
+// More rows than these compute for so long that what they ask for does come.
+constexpr int kManyRows = 64;
+
 SCION_KERNEL int SmallerOf(int a, int b) { return a < b ? a : b; }
 
 // What a tile asks for ahead of time: for every four lines that it passes, the next `lines` from `at`; none, one, two
@@ -95,23 +98,21 @@ inline void StreamPart(const PanelPart& part, size_t x_row_bytes, int rows, int 
                                               prefetch, sums);
 }
 
-// Several passes over a part, each of at most `tile` <= kRowsOfTile rows: the first fetch what comes next while they
-// compute, so that it will be found in L2. The processor drops a prefetch when too many lines are on their way to it,
-// hence kAsksAgain (measured on Zen 4: 8-bit codes gain, of which most bytes come while least is computed).
+// Several passes over a part, each of at most `tile` <= kRowsOfTile rows: they fetch what comes next while they
+// compute, so that it will be found in L2. The processor drops a prefetch when too many lines are on their way to it;
+// so once all has been asked for, it is asked for again.
 template <class Panels>
 inline void ReusePart(const PanelPart& part, size_t x_row_bytes, int rows, int tile, int lines, const std::byte* next,
                       float* sums) {
   const int passes = rows / tile * Passes<Panels>(tile) + (rows % tile != 0 ? Passes<Panels>(rows % tile) : 0);
   const std::byte* end = next + static_cast<size_t>(part.units) * Panels::kUnitBytes;
-  const bool asks_again = Panels::kAsksAgain && rows <= kFewRows;
-  const int ahead = !asks_again ? (passes >= 4 ? 1 : 2) : tile <= Panels::kFullWidth ? kPanelLines : 2;
+  const int ahead = passes > 4 ? 1 : passes == 2 && Panels::kAsksTwice ? kPanelLines : 2;
   PrefetchStream prefetch = {next, ahead};
   for (int r = 0; r < rows; r += tile) {
-    if (asks_again) prefetch = {next, ahead};
     AccumulateRows<Panels, Panels::kRowsOfTile>(SmallerOf(tile, rows - r), lines, part.weights, part.units,
                                                 part.x + static_cast<size_t>(r) * x_row_bytes, x_row_bytes, part.first,
                                                 prefetch, sums + r * kPanelWidth);
-    if (prefetch.at >= end) prefetch.lines = 0;
+    if (prefetch.at >= end) prefetch = {next, rows <= kManyRows ? ahead : 0};
   }
 }
 

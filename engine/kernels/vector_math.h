@@ -18,21 +18,17 @@ SCION_KERNEL F32x16 ExpOfRemainder(F32x16 r) {
 // Within 2 units in the last place; exactly 0 below -86.9 (and of -inf), +inf on overflow, NaN of NaN.
 SCION_KERNEL F32x16 Exp(F32x16 x) {
   const F32x16 low = Set1(-86.9f);
-  const F32x16 high = Set1(88.722839f);
-  const F32x16 clamped = Min(Max(x, low), high);
+  const F32x16 high = Set1(89.0f);                // whose exp is too large for a float
+  const F32x16 clamped = Min(high, Max(low, x));  // in this order a NaN stays one
   // x = n ln 2 + r: adding 1.5 * 2^23 leaves n, rounded to nearest, in the low bits.
   const F32x16 magic = Set1(12582912.0f);
   const F32x16 shifted = MulAdd(clamped, Set1(1.44269504f), magic);
   const F32x16 n = Sub(shifted, magic);
   F32x16 r = NegMulAdd(n, Set1(0.693359375f), clamped);
   r = NegMulAdd(n, Set1(-2.12194440e-4f), r);
-  F32x16 p = ExpOfRemainder(r);
   // times 2^(n-1), then doubled: 2^128 is not a float, but a result near the largest float is one.
-  p = Mul(p, FromBits(ShiftLeft<23>(AddBits(Bits(shifted), 126))));
-  p = Add(p, p);
-  p = Select(Less(x, low), Set1(0.0f), p);
-  p = Select(Less(high, x), Set1(__builtin_inff()), p);
-  return Select(IsNan(x), x, p);
+  const F32x16 half = Mul(ExpOfRemainder(r), FromBits(ShiftLeft<23>(AddBits(Bits(shifted), 126))));
+  return Select(Less(x, low), Set1(0.0f), Add(half, half));
 }
 
 // The same for x <= 0, in fewer steps: exactly 0 below -86.9, NaN of NaN.

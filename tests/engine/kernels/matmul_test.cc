@@ -1,6 +1,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "engine/kernels/reference.h"
 #include "tests/engine/kernels/test_util.h"
 
@@ -112,6 +114,24 @@ TEST_P(MatMulTest, SwigluMatchesTheReferenceAtOddSizes) {
       }
     }
   }
+}
+
+TEST_P(MatMulTest, SwigluOfGatesOfAnySize) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  std::vector<float> gates = {0.0f, 1e-30f, -1e-30f, 1e30f, -1e30f, 88.0f, 88.7f, 88.8f, 89.0f, 89.5f, 104.0f};
+  for (int i = 0; i < 400; ++i) gates.push_back(-100.0f + 0.5f * static_cast<float>(i));
+  gates.push_back(kInf);
+  gates.push_back(std::numeric_limits<float>::quiet_NaN());
+  const int n = static_cast<int>(gates.size());
+  const OwnedMatrix gate = Pack(gates, n, 1, WeightType::kF32);
+  const OwnedMatrix up = Pack(std::vector<float>(gates.size(), 0.75f), n, 1, WeightType::kF32);
+  const std::vector<float> got = MatMulSwiglu(k(), gate.matrix, up.matrix, {1.0f}, 1);
+  for (size_t i = 0; i + 2 < gates.size(); ++i) {
+    const double g = gates[i], want = 0.75 * g / (1 + std::exp(-g));
+    ASSERT_NEAR(got[i], want, 4 * kF32Epsilon * std::abs(want) + 1e-35) << "gate " << g;
+  }
+  EXPECT_EQ(got[gates.size() - 2], kInf);
+  EXPECT_TRUE(std::isnan(got.back()));
 }
 
 // The rule itself, written out for one output element: one accumulator, k ascending; within a pair of bf16 weights the
