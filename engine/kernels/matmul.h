@@ -1,6 +1,8 @@
 // y = x W^T on packed panels, and its fused SwiGLU pair. Included after a simd_*.h; see there.
 #pragma once
 
+#include <type_traits>
+
 #include "engine/kernels/dots.h"
 #include "engine/kernels/kernels.h"
 #include "engine/kernels/matmul_blocks.h"
@@ -72,6 +74,7 @@ struct FloatPanels {
   static constexpr size_t kUnitBytes = kStepBytes;
   static constexpr size_t kUnitActivationBytes = Dot::kStepActivationBytes;
   static constexpr bool kAsksTwice = false;
+  static constexpr bool kNarrow = std::is_same_v<Dot, F32Dot>;
 
   static SCION_KERNEL size_t StreamAhead(int /*rows*/) { return 0; }
   static SCION_KERNEL int Units(int in_features) { return Dot::Steps(in_features); }

@@ -53,6 +53,7 @@ struct BlockPanels {
   static constexpr size_t kUnitActivationBytes = Format::kBlocksPerUnit * sizeof(ActivationBlock);
   static constexpr bool kEightBits = !Format::kFourBits && !Format::kSixBits;
   static constexpr bool kAsksTwice = kEightBits;
+  static constexpr bool kNarrow = false;
 
   // Of 4-bit codes with three rows, so much is computed between two lines that the processor has too few of them
   // in flight; beyond the page that it is in, it doesn't fetch by itself.

@@ -11,7 +11,8 @@
 //
 // `Panels` says what a panel consists of: Units(in_features) units of kUnitBytes, each multiplied with
 // kUnitActivationBytes of a prepared row, by AccumulateTile. StreamAhead(rows): how many bytes ahead to fetch where a
-// part is passed over once, or 0. kAsksTwice: whether each of two passes asks for all that comes next.
+// part is passed over once, or 0. kAsksTwice: whether each of two passes asks for all that comes next. kNarrow: whether
+// matrices of at most 16 features (gates) have tiles of their own.
 #pragma once
 
 #include "engine/kernels/kernels.h"
@@ -73,6 +74,12 @@ inline void AccumulateRows(int rows, int lines, const std::byte* weights, int un
     return;
   }
   constexpr int kLines = PassLines<Panels>(kRows);
+  if constexpr (Panels::kNarrow) {
+    if (lines == 1) {
+      Panels::template AccumulateTile<kRows, 1>(weights, 0, units, x, x_row_bytes, first, prefetch, sums);
+      return;
+    }
+  }
   for (int line = 0; line < lines; line += kLines) {
     Panels::template AccumulateTile<kRows, kLines>(weights, line, units, x, x_row_bytes, first, prefetch,
                                                    sums + line * 16);
