@@ -51,7 +51,7 @@ absl::Status MatrixOps::MultiplyTransposed(const FloatMatrix& a, const FloatMatr
     const int begin = task % row_tasks * kRowsPerTask, panel = task / row_tasks * kPanelsPerTask;
     k_.matmul(packed, activations_.data() + static_cast<size_t>(begin) * row_bytes,
               std::min(kRowsPerTask, a.rows - begin), panel, std::min(num_panels, panel + kPanelsPerTask),
-              out.row(begin).data(), static_cast<size_t>(b.rows));
+              out.row(begin).data(), static_cast<size_t>(b.rows), kernels::StoreTo::kCache);
   });
   return absl::OkStatus();
 }

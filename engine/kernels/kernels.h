@@ -65,6 +65,12 @@ enum class ActivationForm : uint8_t {
 };
 inline constexpr int kNumActivationForms = 3;
 
+// Where matmul leaves its result.
+enum class StoreTo : uint8_t {
+  kCache,
+  kMemory,  // past the caches, of which it would fill most before anybody reads it
+};
+
 // How cached keys and values lie in memory.
 enum class KvType : uint8_t {
   kBF16,
@@ -141,7 +147,7 @@ struct KernelTable {
                               int in_features, std::byte* out);
   // y [rows, out_features] fp32, rows y_stride floats apart, only the columns of panels [panel_begin, panel_end).
   void (*matmul)(const PackedMatrix& w, const std::byte* activations, int rows, int panel_begin, int panel_end,
-                 float* y, size_t y_stride);
+                 float* y, size_t y_stride, StoreTo to);
   // silu(x gate^T) * (x up^T) of a pair of matrices of one shape and type, brought into the form that the next matmul
   // reads: what prepare_activations would make of it. Of each row in `out` only the columns of the panels are written.
   void (*matmul_swiglu)(const PackedMatrix& gate, const PackedMatrix& up, const std::byte* activations, int rows,

@@ -118,9 +118,13 @@ struct FloatPanels {
 
 // ---- Matrices ----
 
-SCION_KERNEL void StoreLine(float* y, F32x16 x, int columns) {
+SCION_KERNEL void StoreLine(float* y, F32x16 x, int columns, StoreTo to) {
   if (columns >= 16) {
-    Store(y, x);
+    if (to == StoreTo::kMemory) {
+      StorePastCaches(y, x);
+    } else {
+      Store(y, x);
+    }
   } else if (columns > 0) {
     StorePartial(y, x, columns);
   }
@@ -130,10 +134,11 @@ SCION_KERNEL void StoreLine(float* y, F32x16 x, int columns) {
 struct FloatRows {
   float* y;
   size_t stride;
+  StoreTo to;
   SCION_KERNEL void Put(int row, int column, int n, F32x16 low, F32x16 high) const {
-    float* to = y + static_cast<size_t>(row) * stride + column;
-    StoreLine(to, low, n);
-    StoreLine(to + 16, high, n - 16);
+    float* at = y + static_cast<size_t>(row) * stride + column;
+    StoreLine(at, low, n, to);
+    StoreLine(at + 16, high, n - 16, to);
   }
 };
 
@@ -241,8 +246,13 @@ inline void Multiply(const PackedMatrix& gate, const PackedMatrix* up, const std
 
 template <class BDot>
 void MatMul(const PackedMatrix& w, const std::byte* activations, int rows, int panel_begin, int panel_end, float* y,
-            size_t y_stride) {
-  Multiply<BDot>(w, nullptr, activations, rows, panel_begin, panel_end, FloatRows{.y = y, .stride = y_stride});
+            size_t y_stride, StoreTo to) {
+  const bool whole_lines =
+      reinterpret_cast<uintptr_t>(y) % kLineBytes == 0 && y_stride * sizeof(float) % kLineBytes == 0;
+  if (!whole_lines) to = StoreTo::kCache;
+  Multiply<BDot>(w, nullptr, activations, rows, panel_begin, panel_end,
+                 FloatRows{.y = y, .stride = y_stride, .to = to});
+  if (to == StoreTo::kMemory) FinishStoresPastCaches();
 }
 
 template <class BDot>

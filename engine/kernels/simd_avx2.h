@@ -50,6 +50,11 @@ SCION_KERNEL void Store(void* p, F32x16 x) {
   _mm256_storeu_ps(f, x.low);
   _mm256_storeu_ps(f + 8, x.high);
 }
+SCION_KERNEL void StorePastCaches(float* p, F32x16 x) {
+  _mm256_stream_ps(p, x.low);
+  _mm256_stream_ps(p + 8, x.high);
+}
+SCION_KERNEL void FinishStoresPastCaches() { _mm_sfence(); }
 SCION_KERNEL Mask16 FirstLanes(int n) {
   const __m256i limit = _mm256_set1_epi32(n);
   const __m256i low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

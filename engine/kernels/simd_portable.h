@@ -58,6 +58,10 @@ SCION_KERNEL U32x16 LoadBits(const void* p) {
   return r;
 }
 SCION_KERNEL void Store(void* p, F32x16 x) { std::memcpy(p, &x, 64); }
+// To a whole cache line, which it leaves out of the caches where a tier can; in order with other stores, for other
+// threads, only after FinishStoresPastCaches.
+SCION_KERNEL void StorePastCaches(float* p, F32x16 x) { Store(p, x); }
+SCION_KERNEL void FinishStoresPastCaches() {}
 // The first n lanes; the others are zero.
 SCION_KERNEL F32x16 LoadPartial(const float* p, int n) {
   F32x16 r = Set1(0.0f);

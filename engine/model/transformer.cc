@@ -15,6 +15,7 @@ namespace {
 
 using kernels::ActivationForm;
 using kernels::PackedMatrix;
+using kernels::StoreTo;
 
 int NumExperts(const ModelSpec& spec) {
   int n = 0;
@@ -25,6 +26,13 @@ int NumExperts(const ModelSpec& spec) {
 // Of a gate's fp32 input.
 size_t NormRowBytes(const kernels::KernelTable& k, int hidden_size) {
   return k.activation_row_bytes(ActivationForm::kF32, hidden_size);
+}
+
+// A result of so many bytes would push out of the caches what is still needed, and be gone itself when it is read.
+constexpr size_t kBytesPastCaches = size_t{4} << 20;
+
+StoreTo WhereTo(size_t rows, size_t width) {
+  return rows * width * sizeof(float) < kBytesPastCaches ? StoreTo::kCache : StoreTo::kMemory;
 }
 
 }  // namespace
@@ -190,13 +198,14 @@ void Transformer::MatMul(std::span<const PackedMatrix> matrices, const std::byte
     for (int i = 0; i < ranges; ++i) matmuls_.push_back({&w, rows * i / ranges, rows * (i + 1) / ranges, y});
     y += w.out_features;
   }
+  const StoreTo to = WhereTo(static_cast<size_t>(rows), y_stride);
   SplitGroups(matmuls_, [](const MatrixRows& m) { return kernels::NumPanels(m.matrix->out_features); });
   pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
     const MatMulTask& t = tasks_[static_cast<size_t>(task)];
     const MatrixRows& m = matmuls_[static_cast<size_t>(t.group)];
     const size_t begin = static_cast<size_t>(m.begin);
     k_.matmul(*m.matrix, activations + begin * row_bytes, m.end - m.begin, t.panel_begin, t.panel_end,
-              m.y + begin * y_stride, y_stride);
+              m.y + begin * y_stride, y_stride, to);
   });
 }
 
@@ -431,6 +440,8 @@ void Transformer::Ffn(int rows, int layer) {
                      ffn_hidden_.data() + static_cast<size_t>(g.begin) * out_bytes);
   });
 
+  const size_t visits = static_cast<size_t>(rows) * static_cast<size_t>(route == nullptr ? 1 : f.num_experts_per_tok);
+  const StoreTo to = WhereTo(visits, static_cast<size_t>(hidden));
   SplitGroups(groups_, [&](const FfnGroup&) { return kernels::NumPanels(hidden); });
   pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
     const MatMulTask& t = tasks_[static_cast<size_t>(task)];
@@ -438,7 +449,7 @@ void Transformer::Ffn(int rows, int layer) {
     k_.matmul(g.weights->down, ffn_hidden_.data() + static_cast<size_t>(g.begin) * out_bytes, g.end - g.begin,
               t.panel_begin, t.panel_end,
               ffn_out_.as<float>() + static_cast<size_t>(g.begin) * static_cast<size_t>(hidden),
-              static_cast<size_t>(hidden));
+              static_cast<size_t>(hidden), to);
   });
 
   // Slot order, whatever the order of the experts.

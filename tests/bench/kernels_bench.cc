@@ -79,8 +79,8 @@ void Decode(benchmark::State& state, const KernelTable& k, WeightType type, int 
       if (swiglu) {
         k.matmul_swiglu(m.all[i], m.all[i + 1], a.buffer.data(), rows, 0, NumPanels(kOut), form, hidden.data());
       } else {
-        k.matmul(m.all[i], a.buffer.data(), rows, 0, NumPanels(kOut), y.data(), kOut);
-        k.matmul(m.all[i + 1], a.buffer.data(), rows, 0, NumPanels(kOut), y.data(), kOut);
+        k.matmul(m.all[i], a.buffer.data(), rows, 0, NumPanels(kOut), y.data(), kOut, StoreTo::kCache);
+        k.matmul(m.all[i + 1], a.buffer.data(), rows, 0, NumPanels(kOut), y.data(), kOut, StoreTo::kCache);
       }
     }
     benchmark::DoNotOptimize(y.data());
@@ -101,7 +101,7 @@ void Prefill(benchmark::State& state, const KernelTable& k, WeightType type, int
       if (swiglu) {
         k.matmul_swiglu(m.all[0], m.all[1], a.buffer.data(), kRows, p, p + 4, form, hidden.data());
       } else {
-        k.matmul(m.all[0], a.buffer.data(), kRows, p, p + 4, y.data(), kOut);
+        k.matmul(m.all[0], a.buffer.data(), kRows, p, p + 4, y.data(), kOut, StoreTo::kCache);
       }
     }
     benchmark::DoNotOptimize(y.data());

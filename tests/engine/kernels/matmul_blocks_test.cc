@@ -90,7 +90,8 @@ Int8Activations Prepare(const KernelTable& k, const std::vector<float>& x, int r
 
 std::vector<float> MatMul(const KernelTable& k, const PackedMatrix& w, const AlignedBuffer& prepared, int rows) {
   std::vector<float> y(static_cast<size_t>(rows) * static_cast<size_t>(w.out_features));
-  k.matmul(w, prepared.data(), rows, 0, NumPanels(w.out_features), y.data(), static_cast<size_t>(w.out_features));
+  k.matmul(w, prepared.data(), rows, 0, NumPanels(w.out_features), y.data(), static_cast<size_t>(w.out_features),
+           StoreTo::kCache);
   return y;
 }
 
@@ -216,7 +217,7 @@ TEST_P(MatMulBlocksTest, RowsHaveTheSameBitsAloneAndInCompany) {
       std::vector<float> y(static_cast<size_t>(rows * kOut));
       const std::byte* from = a.prepared.data() + static_cast<size_t>(first) * row_bytes;
       for (auto [begin, end] : {std::pair{1, NumPanels(kOut)}, std::pair{0, 1}}) {
-        k().matmul(gate.packed.matrix, from, rows, begin, end, y.data(), kOut);
+        k().matmul(gate.packed.matrix, from, rows, begin, end, y.data(), kOut, StoreTo::kCache);
       }
       const std::vector<float> y_swiglu =
           Swiglu(k(), gate.packed.matrix, up.packed.matrix, from, rows, 0, NumPanels(kOut));

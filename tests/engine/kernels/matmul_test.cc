@@ -25,7 +25,8 @@ AlignedBuffer Prepare(const KernelTable& k, WeightType type, const std::vector<f
 std::vector<float> MatMul(const KernelTable& k, const PackedMatrix& w, const std::vector<float>& x, int rows) {
   const AlignedBuffer a = Prepare(k, w.type, x, rows, w.in_features);
   std::vector<float> y(static_cast<size_t>(rows) * static_cast<size_t>(w.out_features));
-  k.matmul(w, a.data(), rows, 0, NumPanels(w.out_features), y.data(), static_cast<size_t>(w.out_features));
+  k.matmul(w, a.data(), rows, 0, NumPanels(w.out_features), y.data(), static_cast<size_t>(w.out_features),
+           StoreTo::kCache);
   return y;
 }
 
@@ -200,7 +201,7 @@ TEST_P(MatMulTest, RowsHaveTheSameBitsAloneAndInCompany) {
       std::vector<float> y(static_cast<size_t>(rows) * kStride);
       const int cut = 1 + rows % 3;
       for (auto [begin, end] : {std::pair{cut, NumPanels(kOut)}, std::pair{0, cut}}) {
-        k().matmul(gate.matrix, a.data(), rows, begin, end, y.data(), kStride);
+        k().matmul(gate.matrix, a.data(), rows, begin, end, y.data(), kStride, StoreTo::kCache);
       }
       std::vector<float> y_swiglu = Swiglu(k(), gate.matrix, up.matrix, a.data(), rows, 0, cut);
       const std::vector<float> rest = Swiglu(k(), gate.matrix, up.matrix, a.data(), rows, cut, NumPanels(kOut));
@@ -225,7 +226,7 @@ TEST_P(MatMulTest, WritesTheColumnsOfItsPanelsOnly) {
     const AlignedBuffer a = Prepare(k(), type, RandomFloats(kRowCount * kIn, 11), kRowCount, kIn);
     for (int panel = 0; panel < NumPanels(kOut); ++panel) {
       std::vector<float> y(kRowCount * kStride, -77.0f);
-      k().matmul(m.matrix, a.data(), kRowCount, panel, panel + 1, y.data(), kStride);
+      k().matmul(m.matrix, a.data(), kRowCount, panel, panel + 1, y.data(), kStride, StoreTo::kCache);
       const std::vector<float> y_swiglu = Swiglu(k(), m.matrix, m.matrix, a.data(), kRowCount, panel, panel + 1);
       for (size_t r = 0; r < kRowCount; ++r) {
         for (size_t n = 0; n < kStride; ++n) {
@@ -234,6 +235,29 @@ TEST_P(MatMulTest, WritesTheColumnsOfItsPanelsOnly) {
           if (n >= kOut) continue;
           ASSERT_EQ(y_swiglu[r * kOut + n] != -77.0f, ours) << "panel " << panel << " row " << r << " column " << n;
         }
+      }
+    }
+  }
+}
+
+TEST_P(MatMulTest, LeavesTheSameInMemoryAsInCaches) {
+  constexpr int kIn = 33, kOut = 200, kRowCount = 14;
+  for (WeightType type : kTypes) {
+    const OwnedMatrix m = Pack(RandomFloats(kIn * kOut, 10), kOut, kIn, type);
+    const AlignedBuffer a = Prepare(k(), type, RandomFloats(kRowCount * kIn, 11), kRowCount, kIn);
+    // Rows of whole cache lines, which a tier may store past its caches, and rows and a place that are not.
+    for (const size_t stride : {size_t{208}, size_t{200}}) {
+      for (const size_t first : {size_t{0}, size_t{16}, size_t{1}}) {
+        const size_t floats = first + kRowCount * stride;
+        std::vector<AlignedBuffer> ys;
+        for (const StoreTo to : {StoreTo::kCache, StoreTo::kMemory}) {
+          ys.push_back(MakeBuffer(floats * sizeof(float)));
+          std::fill_n(ys.back().as<float>(), floats, -77.0f);
+          k().matmul(m.matrix, a.data(), kRowCount, 0, NumPanels(kOut), ys.back().as<float>() + first, stride, to);
+        }
+        ASSERT_NE(ys[0].as<float>()[floats - stride], -77.0f);
+        ASSERT_TRUE(SameBytes(ys[1].as<float>(), ys[0].as<float>(), floats * sizeof(float)))
+            << "stride " << stride << " from " << first;
       }
     }
   }
