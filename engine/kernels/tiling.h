@@ -7,7 +7,7 @@
 //   row block   up to kMaxBlockRows rows, whose activations stay in L2 while the panels pass
 //   panel       64 output features, streamed front to back
 //   part        equal shares of the panel, at most kPassBytes, which stay in L2 while the row tiles pass
-//   row tile    Panels::kRowsOfTile x kLinesOfTile*16 accumulators in registers; of few rows, kFullWidth x 64
+//   row tile    at most Panels::kRowsOfTile x kLinesOfTile*16 accumulators in registers, or kFullWidth x 64
 //
 // `Panels` says what a panel consists of: Units(in_features) units of kUnitBytes, each multiplied with
 // kUnitActivationBytes of a prepared row, by AccumulateTile. StreamAhead(rows): how many bytes ahead to fetch where a
@@ -105,18 +105,19 @@ inline void StreamPart(const PanelPart& part, size_t x_row_bytes, int rows, int 
                                               prefetch, sums);
 }
 
-// Several passes over a part, each of at most `tile` <= kRowsOfTile rows: they fetch what comes next while they
+// Several passes over a part, in row tiles that differ by one row at most: they fetch what comes next while they
 // compute, so that it will be found in L2. The processor drops a prefetch when too many lines are on their way to it;
 // so once all has been asked for, it is asked for again.
 template <class Panels>
-inline void ReusePart(const PanelPart& part, size_t x_row_bytes, int rows, int tile, int lines, const std::byte* next,
+inline void ReusePart(const PanelPart& part, size_t x_row_bytes, int rows, int tiles, int lines, const std::byte* next,
                       float* sums) {
-  const int passes = rows / tile * Passes<Panels>(tile) + (rows % tile != 0 ? Passes<Panels>(rows % tile) : 0);
+  const int passes = tiles * Passes<Panels>(rows / tiles);
   const std::byte* end = next + static_cast<size_t>(part.units) * Panels::kUnitBytes;
   const int ahead = passes > 4 ? 1 : passes == 2 && Panels::kAsksTwice ? kPanelLines : 2;
   PrefetchStream prefetch = {next, ahead};
-  for (int r = 0; r < rows; r += tile) {
-    AccumulateRows<Panels, Panels::kRowsOfTile>(SmallerOf(tile, rows - r), lines, part.weights, part.units,
+  for (int t = 0; t < tiles; ++t) {
+    const int r = rows * t / tiles;
+    AccumulateRows<Panels, Panels::kRowsOfTile>(rows * (t + 1) / tiles - r, lines, part.weights, part.units,
                                                 part.x + static_cast<size_t>(r) * x_row_bytes, x_row_bytes, part.first,
                                                 prefetch, sums + r * kPanelWidth);
     if (prefetch.at >= end) prefetch = {next, rows <= kManyRows ? ahead : 0};
@@ -136,7 +137,7 @@ inline void MultiplyPanel(const std::byte* panel, const std::byte* next, int uni
   }
   const int most_units = static_cast<int>((rows <= kFewRows ? kFewRowsPassBytes : kPassBytes) / Panels::kUnitBytes);
   // Twice over a part in the order in which it lies is better than over one half of its lines and then the other.
-  const int tile = rows <= 2 * Panels::kFullWidth ? (rows + 1) / 2 : Panels::kRowsOfTile;
+  const int tiles = rows <= 2 * Panels::kFullWidth ? 2 : (rows + Panels::kRowsOfTile - 1) / Panels::kRowsOfTile;
   const int parts = (units + most_units - 1) / most_units;
   for (int p = 0; p < parts; ++p) {
     const int begin = units * p / parts;
@@ -146,7 +147,7 @@ inline void MultiplyPanel(const std::byte* panel, const std::byte* next, int uni
                             .units = end - begin,
                             .first = p == 0};
     const std::byte* then = end == units ? next : panel + static_cast<size_t>(end) * Panels::kUnitBytes;
-    ReusePart<Panels>(part, x_row_bytes, rows, tile, lines, then, sums);
+    ReusePart<Panels>(part, x_row_bytes, rows, tiles, lines, then, sums);
   }
 }
 
