@@ -216,16 +216,16 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineOptions options) {
   if (!model.ok()) return model.status();
 
   // As many blocks as the budget pays for, but no more than all running requests could ever fill.
-  uint64_t block_bytes = 0;
-  for (const KvPlaneSpec& plane : (*model)->KvPlanes()) block_bytes += plane.bytes_per_token * kernels::kKvBlockTokens;
+  const absl::StatusOr<size_t> block_bytes = KvCache::BlockStride((*model)->KvPlanes(), kernels::kKvBlockTokens);
+  if (!block_bytes.ok()) return block_bytes.status();
   const uint64_t useful_blocks =
       static_cast<uint64_t>(options.max_running_requests) *
       static_cast<uint64_t>((checkpoint.value()->spec().max_position_embeddings + kernels::kKvBlockTokens - 1) /
                             kernels::kKvBlockTokens);
-  const uint64_t blocks = std::min<uint64_t>({options.kv_cache_bytes / block_bytes, useful_blocks, 1u << 30});
+  const uint64_t blocks = std::min<uint64_t>({options.kv_cache_bytes / *block_bytes, useful_blocks, 1u << 30});
   if (blocks == 0) {
     return absl::InvalidArgumentError(absl::StrCat("a KV cache of ", options.kv_cache_bytes,
-                                                   " bytes has no room for one block of ", block_bytes, " bytes"));
+                                                   " bytes has no room for one block of ", *block_bytes, " bytes"));
   }
   absl::StatusOr<KvCache> cache =
       KvCache::Create((*model)->KvPlanes(), kernels::kKvBlockTokens, static_cast<int>(blocks));

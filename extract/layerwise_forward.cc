@@ -85,7 +85,7 @@ absl::Status LayerwiseForward::AttendWindows(int layer, const TokenBatch& batch,
                                                         kernels::kKvBlockTokens, blocks * ops_.pool().num_threads()));
   const kernels::KvPlanes planes{.k = cache.plane(0),
                                  .v = cache.plane(1),
-                                 .block_bytes = cache.block_bytes(0),
+                                 .block_stride = cache.block_stride(),
                                  .num_kv_heads = a.num_kv_heads,
                                  .head_dim = a.head_dim,
                                  .type = kernels::KvType::kF32};

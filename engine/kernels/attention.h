@@ -88,7 +88,7 @@ template <class Kv>
 inline void WriteKvAs(const KvPlanes& planes, int32_t block, int slot, int tokens, const float* k, const float* v,
                       size_t stride) {
   using Element = typename Kv::Element;
-  const size_t base = static_cast<size_t>(block) * planes.block_bytes;
+  const size_t base = static_cast<size_t>(block) * planes.block_stride;
   const int head_dim = planes.head_dim;
   for (int h = 0; h < planes.num_kv_heads; ++h) {
     const ptrdiff_t head = static_cast<ptrdiff_t>(h) * head_dim;
@@ -308,7 +308,7 @@ inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, in
                           int kv_heads, int heads, const float* q, size_t q_stride, float scale, float* out,
                           size_t out_stride) {
   const int head_dim = planes.head_dim;
-  const size_t head_bytes = planes.block_bytes / static_cast<size_t>(planes.num_kv_heads);
+  const size_t head_bytes = static_cast<size_t>(head_dim * kKvBlockTokens) * sizeof(typename Kv::Element);
   const size_t head_offset = static_cast<size_t>(kv_head) * head_bytes;
   const int group_floats = heads * head_dim;
   Queries queries;
@@ -329,8 +329,8 @@ inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, in
   for (int begin = 0; begin < position + rows; begin += kKvBlockTokens) {
     const int block = begin / kKvBlockTokens;
     const int next_block = begin + kKvBlockTokens < position + rows ? block + 1 : block;
-    const size_t base = static_cast<size_t>(block_table[block]) * planes.block_bytes + head_offset;
-    const size_t next_base = static_cast<size_t>(block_table[next_block]) * planes.block_bytes + head_offset;
+    const size_t base = static_cast<size_t>(block_table[block]) * planes.block_stride + head_offset;
+    const size_t next_base = static_cast<size_t>(block_table[next_block]) * planes.block_stride + head_offset;
     for (int g = 0; g < kv_heads; ++g) {
       const size_t at = base + static_cast<size_t>(g) * head_bytes;
       const size_t next = g + 1 < kv_heads ? at + head_bytes : next_base;

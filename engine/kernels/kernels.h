@@ -124,11 +124,11 @@ inline constexpr int kKvBlockTokens = 32;
 // In fp16, 16 elements of the one row come before those of the other:
 //   k [num_kv_heads, head_dim / 2, kKvBlockTokens / 16, 2, 16], v [num_kv_heads, kKvBlockTokens / 2, head_dim / 16, 2,
 //   16]
-// Both of `type`, blocks `block_bytes` apart (num_kv_heads * head_dim * kKvBlockTokens * KvTypeBytes(type)).
+// Both of `type`, blocks `block_stride` bytes apart.
 struct KvPlanes {
   std::byte* k = nullptr;
   std::byte* v = nullptr;
-  size_t block_bytes = 0;
+  size_t block_stride = 0;
   int num_kv_heads = 0;
   int head_dim = 0;  // a multiple of 16, at most 256
   KvType type = KvType::kBF16;

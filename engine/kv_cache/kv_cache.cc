@@ -8,6 +8,27 @@
 
 namespace scion {
 
+namespace {
+
+size_t PlaneBytes(const KvPlaneSpec& plane, int block_tokens) {
+  return AlignUp(plane.bytes_per_token * static_cast<size_t>(block_tokens), 64);
+}
+
+}  // namespace
+
+absl::StatusOr<size_t> KvCache::BlockStride(const std::vector<KvPlaneSpec>& planes, int block_tokens) {
+  size_t total = 0;
+  for (const KvPlaneSpec& plane : planes) {
+    if (plane.bytes_per_token > (std::numeric_limits<size_t>::max() / 4 - total) / static_cast<size_t>(block_tokens)) {
+      return absl::ResourceExhaustedError(absl::StrCat("KV cache plane ", plane.name, " is too large"));
+    }
+    total += PlaneBytes(plane, block_tokens);
+  }
+  // A plane's blocks must not all fall into the same sets of a cache, as they would a power of two apart.
+  constexpr size_t kLarge = size_t{512} << 10, kApart = size_t{16} << 10;
+  return total < kLarge ? total : (AlignUp(total, kApart) / kApart | 1) * kApart;
+}
+
 absl::StatusOr<KvCache> KvCache::Create(std::vector<KvPlaneSpec> planes, int block_tokens, int num_blocks) {
   if (block_tokens <= 0 || num_blocks <= 0) {
     return absl::InvalidArgumentError(
@@ -16,23 +37,26 @@ absl::StatusOr<KvCache> KvCache::Create(std::vector<KvPlaneSpec> planes, int blo
   KvCache cache;
   cache.block_tokens_ = block_tokens;
   cache.num_blocks_ = num_blocks;
-  size_t total = 0;
+  const absl::StatusOr<size_t> stride = BlockStride(planes, block_tokens);
+  if (!stride.ok()) return stride.status();
+  cache.block_stride_ = *stride;
+  size_t offset = 0;
   for (const KvPlaneSpec& plane : planes) {
-    cache.plane_offsets_.push_back(total);
-    const size_t tokens = static_cast<size_t>(block_tokens) * static_cast<size_t>(num_blocks);
-    if (plane.bytes_per_token > (std::numeric_limits<size_t>::max() / 4 - total) / tokens) {
-      return absl::ResourceExhaustedError(absl::StrCat("KV cache plane ", plane.name, " is too large"));
-    }
-    total += AlignUp(plane.bytes_per_token * tokens, 4096);
+    cache.plane_offsets_.push_back(offset);
+    offset += PlaneBytes(plane, block_tokens);
   }
-  absl::StatusOr<AlignedBuffer> memory = AlignedBuffer::Create(total, "the KV cache");
+  const size_t blocks = static_cast<size_t>(num_blocks);
+  if (*stride > std::numeric_limits<size_t>::max() / 2 / blocks) {
+    return absl::ResourceExhaustedError(absl::StrCat("a KV cache of ", blocks, " blocks of ", *stride, " bytes"));
+  }
+  absl::StatusOr<AlignedBuffer> memory = AlignedBuffer::Create(*stride * blocks, "the KV cache");
   if (!memory.ok()) return memory.status();
   cache.memory_ = *std::move(memory);
   cache.specs_ = std::move(planes);
-  cache.free_.reserve(static_cast<size_t>(num_blocks));
+  cache.free_.reserve(blocks);
   for (int32_t b = num_blocks - 1; b >= 0; --b) cache.free_.push_back(b);
-  cache.holders_.resize(static_cast<size_t>(num_blocks));
-  cache.kept_.resize(static_cast<size_t>(num_blocks) + 1);
+  cache.holders_.resize(blocks);
+  cache.kept_.resize(blocks + 1);
   cache.kept_[cache.ring_end()] = {.previous = num_blocks, .next = num_blocks};
   return cache;
 }
@@ -40,6 +64,7 @@ absl::StatusOr<KvCache> KvCache::Create(std::vector<KvPlaneSpec> planes, int blo
 KvCache::KvCache(KvCache&& other) noexcept
     : specs_(std::move(other.specs_)),
       plane_offsets_(std::move(other.plane_offsets_)),
+      block_stride_(other.block_stride_),
       block_tokens_(other.block_tokens_),
       num_blocks_(other.num_blocks_),
       memory_(std::move(other.memory_)),

@@ -1,7 +1,10 @@
 // Memory for what a sequence leaves behind as it is computed: a pool of blocks of a fixed number of tokens. What lies
 // in a block is the model's business: it asks for named planes (say "3.k", "3.v" for layer 3) with so many bytes per
-// token, and gets one contiguous array of blocks per plane. A sequence owns a list of block ids, the same in every
-// plane. Several sequences may share a block whose content no longer changes.
+// token, and finds them side by side in every block. A sequence owns a list of block ids. Several sequences may share a
+// block whose content no longer changes.
+//
+// Memory is touched first where a block is first written, and all of a block is written with its tokens: so it comes a
+// huge page every few blocks, not one for each plane in the same step.
 //
 // A block is in use (somebody holds it), kept (nobody does, but its content may be wanted again), or free.
 //
@@ -29,6 +32,8 @@ class KvCache {
  public:
   // ResourceExhausted, with the size asked for, if the memory can't be had.
   static absl::StatusOr<KvCache> Create(std::vector<KvPlaneSpec> planes, int block_tokens, int num_blocks);
+  // Memory for a block, in bytes; ResourceExhausted if no machine has so much.
+  static absl::StatusOr<size_t> BlockStride(const std::vector<KvPlaneSpec>& planes, int block_tokens);
 
   KvCache(KvCache&& other) noexcept;
 
@@ -44,9 +49,9 @@ class KvCache {
 
   int num_planes() const { return static_cast<int>(specs_.size()); }
   const KvPlaneSpec& plane_spec(int plane) const { return specs_[static_cast<size_t>(plane)]; }
-  // Blocks lie block_bytes(plane) apart; 64-byte aligned.
+  // The plane in block 0; block b's lies b * block_stride() bytes after it. 64-byte aligned.
   std::byte* plane(int plane) const { return memory_.data() + plane_offsets_[static_cast<size_t>(plane)]; }
-  size_t block_bytes(int plane) const { return plane_spec(plane).bytes_per_token * static_cast<size_t>(block_tokens_); }
+  size_t block_stride() const { return block_stride_; }
 
   int block_tokens() const { return block_tokens_; }
   int num_blocks() const { return num_blocks_; }
@@ -68,7 +73,8 @@ class KvCache {
   void Unkeep(int32_t block);
 
   std::vector<KvPlaneSpec> specs_;
-  std::vector<size_t> plane_offsets_;
+  std::vector<size_t> plane_offsets_;  // in a block
+  size_t block_stride_ = 0;
   int block_tokens_ = 0;
   int num_blocks_ = 0;
   AlignedBuffer memory_;

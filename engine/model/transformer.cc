@@ -308,7 +308,7 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
   const int half = a.head_dim / 2;
   const kernels::KvPlanes planes{.k = cache.plane(2 * layer),
                                  .v = cache.plane(2 * layer + 1),
-                                 .block_bytes = cache.block_bytes(2 * layer),
+                                 .block_stride = cache.block_stride(),
                                  .num_kv_heads = a.num_kv_heads,
                                  .head_dim = a.head_dim,
                                  .type = options_.kv_type};

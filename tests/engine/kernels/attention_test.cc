@@ -18,12 +18,13 @@ struct Cache {
 
   Cache(KvType type, int num_kv_heads, int head_dim, int blocks, uint32_t seed)
       : block_table(static_cast<size_t>(blocks)) {
-    const size_t block_bytes = static_cast<size_t>(num_kv_heads * head_dim * kKvBlockTokens) * KvTypeBytes(type);
-    k = MakeBuffer(block_bytes * static_cast<size_t>(blocks));
-    v = MakeBuffer(block_bytes * static_cast<size_t>(blocks));
+    // Between two blocks lies what is another plane's.
+    const size_t stride = static_cast<size_t>(num_kv_heads * head_dim * kKvBlockTokens) * KvTypeBytes(type) + 192;
+    k = MakeBuffer(stride * static_cast<size_t>(blocks));
+    v = MakeBuffer(stride * static_cast<size_t>(blocks));
     std::iota(block_table.begin(), block_table.end(), 0);
     std::shuffle(block_table.begin(), block_table.end(), std::mt19937(seed));
-    planes = {k.data(), v.data(), block_bytes, num_kv_heads, head_dim, type};
+    planes = {k.data(), v.data(), stride, num_kv_heads, head_dim, type};
   }
 };
 
@@ -250,7 +251,7 @@ TEST_P(AttentionTest, WriteKvFillsItsSlotsOnly) {
     const bool bf16 = type == KvType::kBF16;
     const auto read = [&](const AlignedBuffer& plane, size_t index) {
       uint32_t bits = 0;
-      std::memcpy(&bits, plane.data() + kBlock * cache.planes.block_bytes + index * element, element);
+      std::memcpy(&bits, plane.data() + kBlock * cache.planes.block_stride + index * element, element);
       const uint16_t half = static_cast<uint16_t>(bits);
       return type == KvType::kF32 ? std::bit_cast<float>(bits) : bf16 ? Bf16ToF32(half) : F16ToF32(half);
     };

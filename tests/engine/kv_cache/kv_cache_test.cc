@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstring>
@@ -10,6 +11,7 @@
 #include <map>
 #include <random>
 #include <set>
+#include <vector>
 
 namespace scion {
 namespace {
@@ -114,15 +116,51 @@ TEST(KvCache, CountsAsListsWould) {
 TEST(KvCache, PlanesDoNotOverlap) {
   absl::StatusOr<KvCache> cache = KvCache::Create({{"a", 6}, {"b", 10}, {"c", 1}}, 32, 7);
   ASSERT_TRUE(cache.ok()) << cache.status();
+  const auto block_bytes = [&](int p) { return cache->plane_spec(p).bytes_per_token * 32; };
+  const auto at = [&](int p, size_t block) { return cache->plane(p) + block * cache->block_stride(); };
   for (int p = 0; p < 3; ++p) {
-    EXPECT_EQ(reinterpret_cast<uintptr_t>(cache->plane(p)) % 64, 0u);
-    std::memset(cache->plane(p), p + 1, cache->block_bytes(p) * 7);
-  }
-  for (int p = 0; p < 3; ++p) {
-    for (size_t i = 0; i < cache->block_bytes(p) * 7; ++i) {
-      ASSERT_EQ(static_cast<int>(cache->plane(p)[i]), p + 1) << "plane " << p << " byte " << i;
+    for (size_t b = 0; b < 7; ++b) {
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(at(p, b)) % 64, 0u);
+      std::memset(at(p, b), static_cast<int>(10 * b) + p, block_bytes(p));
     }
   }
+  for (int p = 0; p < 3; ++p) {
+    for (size_t b = 0; b < 7; ++b) {
+      for (size_t i = 0; i < block_bytes(p); ++i) {
+        ASSERT_EQ(static_cast<int>(at(p, b)[i]), static_cast<int>(10 * b) + p) << "plane " << p << " byte " << i;
+      }
+    }
+  }
+}
+
+// A page of each plane at the first token, which with huge pages is 64 MiB here, would make that step wait.
+TEST(KvCache, MemoryComesWithTheBlocksThatAreWritten) {
+  constexpr int kPlanes = 32, kBlocks = 128;
+  const std::vector<KvPlaneSpec> planes(kPlanes, {"a", 1024});
+  absl::StatusOr<KvCache> cache = KvCache::Create(planes, 32, kBlocks);
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  const size_t bytes = cache->block_stride() * kBlocks;
+  const auto resident = [&] {
+    std::vector<unsigned char> pages(bytes / 4096);
+    EXPECT_EQ(::mincore(cache->plane(0), bytes, pages.data()), 0);
+    size_t n = 0;
+    for (unsigned char page : pages) n += page & 1;
+    return n * 4096;
+  };
+  ASSERT_EQ(resident(), 0u);
+  for (int p = 0; p < kPlanes; ++p) *cache->plane(p) = std::byte{1};
+  EXPECT_GE(resident(), size_t{kPlanes} * 4096);
+  EXPECT_LE(resident(), size_t{4} << 20);
+}
+
+TEST(KvCache, LargeBlocksDoNotShareTheSetsOfACache) {
+  const auto stride = [](size_t bytes_per_token) { return *KvCache::BlockStride({{"a", bytes_per_token}}, 32); };
+  EXPECT_EQ(stride(3), 128u);
+  EXPECT_EQ(stride(8192), size_t{256} << 10);
+  EXPECT_EQ(stride(16384), size_t{528} << 10);
+  EXPECT_EQ(stride(32768), size_t{1040} << 10);
+  EXPECT_EQ(stride(33280), size_t{1040} << 10);
+  EXPECT_EQ(stride(33281), size_t{1072} << 10);
 }
 
 TEST(KvCache, TokensAreRoundedUpToBlocks) {
