@@ -203,6 +203,15 @@ inline void ScoreTile(const KvTile& tile, int head_dim, const float* q, float* s
   }
 }
 
+template <class Dot, int kCount>
+inline void ScoreTileUpTo(int count, const KvTile& tile, int head_dim, const float* q, float* scores) {
+  if (count == kCount) {
+    ScoreTile<Dot, kCount>(tile, head_dim, q, scores);
+  } else if constexpr (kCount > 1) {
+    ScoreTileUpTo<Dot, kCount - 1>(count, tile, head_dim, q, scores);
+  }
+}
+
 // Lines [line, line + kLines) of out = out * rescale + weights v, over the first `tokens` tokens.
 template <class Kv, int kCount, int kLines>
 SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int tokens, const std::byte* weights,
@@ -237,15 +246,6 @@ SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int toke
   for (int i = 0; i < kCount; ++i) {
 #pragma GCC unroll 4
     for (int l = 0; l < kLines; ++l) Store(out + i * head_dim + l * 16, sums[i][l]);
-  }
-}
-
-template <class Dot, int kCount>
-inline void ScoreTileUpTo(int count, const KvTile& tile, int head_dim, const float* q, float* scores) {
-  if (count == kCount) {
-    ScoreTile<Dot, kCount>(tile, head_dim, q, scores);
-  } else if constexpr (kCount > 1) {
-    ScoreTileUpTo<Dot, kCount - 1>(count, tile, head_dim, q, scores);
   }
 }
 
