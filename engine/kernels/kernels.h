@@ -108,6 +108,9 @@ struct PackedMatrix {
   int out_features = 0;
   int in_features = 0;
   WeightType type = WeightType::kBF16;
+  // From one panel to the next, in panels: 2 for each of two matrices whose panels alternate, so that whoever reads a
+  // panel of the one and then the same of the other reads a single stream.
+  int panel_stride = 1;
 };
 
 // ---- Attention ----

@@ -168,6 +168,7 @@ inline void MultiplyPanels(const PackedMatrix& gate, const PackedMatrix* up, con
   constexpr int kTile = Panels::kRowsOfTile;
   const int units = Panels::Units(gate.in_features);
   const size_t panel_bytes = static_cast<size_t>(units) * Panels::kUnitBytes;
+  const size_t step = panel_bytes * static_cast<size_t>(gate.panel_stride);
   const size_t x_row_bytes = ActivationRowBytes(Panels::kForm, gate.in_features);
   const int tiles = SmallerOf(kMaxBlockRows, static_cast<int>(kBlockActivationBytes / x_row_bytes)) / kTile;
   const int block_rows = (tiles < 4 ? 4 : tiles) * kTile;
@@ -177,14 +178,15 @@ inline void MultiplyPanels(const PackedMatrix& gate, const PackedMatrix* up, con
     const int n = SmallerOf(block_rows, rows - row);
     const std::byte* x = activations + static_cast<size_t>(row) * x_row_bytes;
     for (int panel = panel_begin; panel < panel_end; ++panel) {
-      const std::byte* weights = gate.data + static_cast<size_t>(panel) * panel_bytes;
+      const std::byte* weights = gate.data + static_cast<size_t>(panel) * step;
       const int columns = SmallerOf(kPanelWidth, gate.out_features - panel * kPanelWidth);
       if (up == nullptr) {
-        MultiplyPanel<Panels>(weights, weights + panel_bytes, units, x, x_row_bytes, n, columns, sums);
+        MultiplyPanel<Panels>(weights, weights + step, units, x, x_row_bytes, n, columns, sums);
       } else {
-        const std::byte* up_weights = up->data + static_cast<size_t>(panel) * panel_bytes;
+        const std::byte* up_weights =
+            up->data + static_cast<size_t>(panel) * panel_bytes * static_cast<size_t>(up->panel_stride);
         MultiplyPanel<Panels>(weights, up_weights, units, x, x_row_bytes, n, columns, sums);
-        MultiplyPanel<Panels>(up_weights, weights + panel_bytes, units, x, x_row_bytes, n, columns, up_sums);
+        MultiplyPanel<Panels>(up_weights, weights + step, units, x, x_row_bytes, n, columns, up_sums);
       }
       // Of some rows all products, then all that is stored: each of the two has a long chain from a row's values to its
       // result, and the processor doesn't look ahead far enough for several of both.

@@ -42,6 +42,7 @@ WeightType PackedType(WeightMode mode, const TensorInfo& tensor) {
 }  // namespace
 
 int64_t PackPlan::Item::out_features() const {
+  if (second != nullptr) return parts[0]->shape[0];
   int64_t n = 0;
   for (const TensorInfo* part : parts) n += part->shape[0];
   return n;
@@ -49,7 +50,8 @@ int64_t PackPlan::Item::out_features() const {
 
 size_t PackPlan::Item::bytes() const {
   if (rows != nullptr) return AlignUp(parts[0]->bytes, 64);
-  return kernels::PackedBytes(type, static_cast<int>(out_features()), in_features());
+  const size_t one = kernels::PackedBytes(type, static_cast<int>(out_features()), in_features());
+  return second != nullptr ? 2 * one : one;
 }
 
 size_t PackPlan::Item::piece_bytes() const {
@@ -96,8 +98,7 @@ absl::Status PackPlan::AddPair(const std::string& first, const std::string& seco
   SCION_ASSIGN_OR_RETURN(const TensorInfo* b, checkpoint_.Find(second));
   WeightType type = PackedType(mode_, *a);
   if (type != PackedType(mode_, *b)) type = WeightType::kF32;
-  Push({.parts = {a}, .type = type, .matrix = out_first});
-  Push({.parts = {b}, .type = type, .matrix = out_second});
+  Push({.parts = {a, b}, .type = type, .matrix = out_first, .second = out_second});
   return absl::OkStatus();
 }
 
@@ -134,7 +135,8 @@ std::vector<int> PackPlan::Files() const {
 std::string PackPlan::LayoutHash() const {
   std::set<std::pair<DType, WeightType>> pairs;
   for (const Item& item : items_) {
-    if (item.matrix != nullptr) pairs.emplace(item.parts[0]->dtype, item.type);
+    if (item.matrix == nullptr) continue;
+    for (const TensorInfo* part : item.parts) pairs.emplace(part->dtype, item.type);
   }
   // A panel whose bytes, read as numbers of any type, are finite.
   constexpr int kInFeatures = 512;
@@ -156,12 +158,12 @@ std::string PackPlan::LayoutHash() const {
 std::string PackPlan::Description() const {
   std::string text = absl::StrCat("layout ", LayoutHash(), "\n");
   for (const Item& item : items_) {
-    const TensorInfo& first = *item.parts[0];
-    absl::StrAppend(&text, item.rows != nullptr ? "rows" : ToAbsl(kernels::WeightTypeName(item.type)), " ",
-                    item.out_features(), "x", item.in_features(), " at ", item.offset, " of ",
-                    ToAbsl(DTypeName(first.dtype)));
+    absl::StrAppend(&text, item.rows != nullptr ? "rows" : ToAbsl(kernels::WeightTypeName(item.type)),
+                    item.second != nullptr ? " pair " : " ", item.out_features(), "x", item.in_features(), " at ",
+                    item.offset, " of");
     for (const TensorInfo* part : item.parts) {
-      absl::StrAppend(&text, " ", part->name, " ", part->shape[0], " rows at ", part->offset, " of file ", part->file);
+      absl::StrAppend(&text, " ", part->name, " ", part->shape[0], " rows of ", ToAbsl(DTypeName(part->dtype)), " at ",
+                      part->offset, " of file ", part->file);
       if (part->interleaved_head_dim > 0) absl::StrAppend(&text, " in pairs of ", part->interleaved_head_dim);
     }
     text += "\n";
@@ -169,14 +171,18 @@ std::string PackPlan::Description() const {
   return text;
 }
 
-absl::Status PackPlan::MakePanel(const Item& item, int panel, std::byte* out, Staging& staging) const {
-  const DType source_type = item.parts[0]->dtype;
-  const size_t row_bytes = DTypeRowBytes(source_type, static_cast<uint64_t>(item.in_features()));
+absl::Status PackPlan::MakePanel(std::span<const TensorInfo* const> parts, WeightType type, int panel, std::byte* out,
+                                 Staging& staging) const {
+  const DType source_type = parts[0]->dtype;
+  const int64_t in_features = parts[0]->shape[1];
+  const size_t row_bytes = DTypeRowBytes(source_type, static_cast<uint64_t>(in_features));
+  int64_t features = 0;
+  for (const TensorInfo* part : parts) features += part->shape[0];
   const int64_t first = int64_t{panel} * kernels::kPanelWidth;
-  const int64_t count = std::min<int64_t>(kernels::kPanelWidth, item.out_features() - first);
+  const int64_t count = std::min<int64_t>(kernels::kPanelWidth, features - first);
   staging.resize(static_cast<size_t>(count) * row_bytes);
   int64_t part_begin = 0;
-  for (const TensorInfo* part : item.parts) {
+  for (const TensorInfo* part : parts) {
     const int64_t part_end = part_begin + part->shape[0];
     const int64_t begin = std::max(first, part_begin);
     const int64_t end = std::min(first + count, part_end);
@@ -189,13 +195,17 @@ absl::Status PackPlan::MakePanel(const Item& item, int panel, std::byte* out, St
     }
     part_begin = part_end;
   }
-  kernels::PackPanel(source_type, staging.data(), static_cast<int>(count), item.in_features(), item.type, out);
+  kernels::PackPanel(source_type, staging.data(), static_cast<int>(count), static_cast<int>(in_features), type, out);
   return absl::OkStatus();
 }
 
 absl::Status PackPlan::Make(const Piece& piece, std::byte* out, Staging& staging) const {
   const Item& item = items_[static_cast<size_t>(piece.item)];
-  if (item.rows == nullptr) return MakePanel(item, piece.index, out, staging);
+  if (item.second != nullptr) {
+    const size_t part = static_cast<size_t>(piece.index % 2);
+    return MakePanel(std::span(item.parts).subspan(part, 1), item.type, piece.index / 2, out, staging);
+  }
+  if (item.rows == nullptr) return MakePanel(item.parts, item.type, piece.index, out, staging);
   const TensorInfo& tensor = *item.parts[0];
   const size_t begin = piece.offset - item.offset;
   const size_t bytes = std::min(piece.bytes, tensor.bytes - begin);
@@ -231,12 +241,16 @@ void PackPlan::Place(const std::byte* block) const {
     const std::byte* data = block + item.offset;
     if (item.rows != nullptr) {
       *item.rows = {data, item.parts[0]->bytes};
-    } else {
-      *item.matrix = {.data = data,
-                      .out_features = static_cast<int>(item.out_features()),
-                      .in_features = item.in_features(),
-                      .type = item.type};
+      continue;
     }
+    *item.matrix = {.data = data,
+                    .out_features = static_cast<int>(item.out_features()),
+                    .in_features = item.in_features(),
+                    .type = item.type,
+                    .panel_stride = item.second != nullptr ? 2 : 1};
+    if (item.second == nullptr) continue;
+    *item.second = *item.matrix;
+    item.second->data += item.piece_bytes();
   }
 }
 

@@ -41,7 +41,8 @@ class PackPlan {
   absl::Status Add(const std::string& name, kernels::PackedMatrix* out) { return Add(name, std::nullopt, out); }
   // Matrices that multiply the same input, one below the other: as few as their types allow, of one activation form.
   absl::Status AddJoined(const std::vector<std::string>& names, std::vector<kernels::PackedMatrix>& out);
-  // A pair of one packed type.
+  // Two matrices of one shape that are multiplied with the same input, panel by panel: their panels alternate. Of one
+  // packed type.
   absl::Status AddPair(const std::string& first, const std::string& second, kernels::PackedMatrix* out_first,
                        kernels::PackedMatrix* out_second);
   // A tensor's bytes as on disk.
@@ -70,11 +71,13 @@ class PackPlan {
 
  private:
   struct Item {
-    // [features, in_features] each, all of one type; the item's features are theirs, one after another.
+    // [features, in_features] each: one below the other, all of one type; or two of one shape, whose panels
+    // alternate.
     std::vector<const TensorInfo*> parts;
     kernels::WeightType type = kernels::WeightType::kF32;
     kernels::PackedMatrix* matrix = nullptr;     // one of these two
     std::span<const std::byte>* rows = nullptr;  // as on disk: one part
+    kernels::PackedMatrix* second = nullptr;     // of a pair
     size_t offset = 0;
 
     int64_t out_features() const;
@@ -84,7 +87,9 @@ class PackPlan {
   };
 
   void Push(Item item);
-  absl::Status MakePanel(const Item& item, int panel, std::byte* out, Staging& staging) const;
+  // Of the features of `parts`, one after another.
+  absl::Status MakePanel(std::span<const TensorInfo* const> parts, kernels::WeightType type, int panel, std::byte* out,
+                         Staging& staging) const;
   std::string LayoutHash() const;
 
   const Checkpoint& checkpoint_;

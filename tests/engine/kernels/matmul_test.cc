@@ -117,6 +117,35 @@ TEST_P(MatMulTest, SwigluMatchesTheReferenceAtOddSizes) {
   }
 }
 
+// Bit for bit what two matrices give that lie apart.
+TEST_P(MatMulTest, PanelsOfTwoMatricesMayAlternate) {
+  constexpr int kIn = 256, kOut = 200;
+  const std::vector<float> gate = RandomFloats(kIn * kOut, 1, true);
+  const std::vector<float> up = RandomFloats(kIn * kOut, 2, true);
+  for (WeightType type : {WeightType::kBF16, WeightType::kF32, WeightType::kF16, WeightType::kQ8, WeightType::kQ4}) {
+    const OwnedMatrix apart[] = {Pack(gate, kOut, kIn, type), Pack(up, kOut, kIn, type)};
+    const size_t panel = PackedPanelBytes(type, kIn);
+    const AlignedBuffer both = MakeBuffer(2 * PackedBytes(type, kOut, kIn));
+    PackedMatrix pair[2];
+    for (size_t i = 0; i < 2; ++i) {
+      pair[i] = apart[i].matrix;
+      pair[i].data = both.data() + i * panel;
+      pair[i].panel_stride = 2;
+      for (size_t p = 0; p < static_cast<size_t>(NumPanels(kOut)); ++p) {
+        std::memcpy(both.data() + (2 * p + i) * panel, apart[i].buffer.data() + p * panel, panel);
+      }
+    }
+    for (int rows : {1, 3, 7, 33}) {
+      const std::vector<float> x = RandomFloats(static_cast<size_t>(rows) * kIn, 3);
+      EXPECT_EQ(MatMulSwiglu(k(), pair[0], pair[1], x, rows),
+                MatMulSwiglu(k(), apart[0].matrix, apart[1].matrix, x, rows))
+          << WeightTypeName(type) << ", rows " << rows;
+      EXPECT_EQ(MatMul(k(), pair[1], x, rows), MatMul(k(), apart[1].matrix, x, rows))
+          << WeightTypeName(type) << ", rows " << rows;
+    }
+  }
+}
+
 TEST_P(MatMulTest, SwigluOfGatesOfAnySize) {
   constexpr float kInf = std::numeric_limits<float>::infinity();
   std::vector<float> gates = {0.0f, 1e-30f, -1e-30f, 1e30f, -1e30f, 88.0f, 88.7f, 88.8f, 89.0f, 89.5f, 104.0f};

@@ -165,6 +165,34 @@ TEST_F(PackedCacheTest, TheSameBitsOfAGgufFileWithExperts) {
   }
 }
 
+// A gate in bf16 beside an `up` in fp32: the bits of the same values in fp32, in several panels.
+TEST_F(PackedCacheTest, TheSameBitsWhereGateAndUpAreOfDifferentTypes) {
+  test::TinyModel in_fp32 = MakeTinyModel({.intermediate_size = 200, .dtype = DType::kF32});
+  test::TinyModel in_both = in_fp32;
+  test::TinyTensor& wide = in_fp32.Tensor("model.layers.0.mlp.gate_proj.weight");
+  test::TinyTensor& narrow = in_both.Tensor("model.layers.0.mlp.gate_proj.weight");
+  narrow.dtype = DType::kBF16;
+  narrow.data.clear();
+  for (size_t i = 0; i < wide.data.size(); i += sizeof(float)) {
+    float value;
+    std::memcpy(&value, wide.data.data() + i, sizeof(value));
+    const uint16_t half = F32ToBf16(value);
+    value = Bf16ToF32(half);
+    std::memcpy(wide.data.data() + i, &value, sizeof(value));
+    narrow.data.append(reinterpret_cast<const char*>(&half), sizeof(half));
+  }
+  const fs::path path = dir_.path() / "both";
+  WriteTinyModel(in_fp32, dir_.path() / "fp32");
+  WriteTinyModel(in_both, path);
+  const Loaded want = Load(dir_.path() / "fp32", {});
+  ASSERT_TRUE(want.status.ok()) << want.status;
+  EXPECT_EQ(Load(path, {}).logits, want.logits);
+  const Loaded written = Load(path, packs_);
+  EXPECT_TRUE(written.AllShared()) << written.status << written.Text();
+  EXPECT_EQ(written.logits, want.logits);
+  EXPECT_EQ(Load(path, packs_).logits, want.logits);
+}
+
 TEST_F(PackedCacheTest, ADomainWithoutWeightsHasNoFile) {
   const fs::path path = dir_.path() / "dense.gguf";
   WriteBytes(path, MakeTinyGguf({.architecture = "llama"}).Bytes());
