@@ -9,6 +9,13 @@
 namespace scion::kernels {
 namespace {
 
+// kOnce: the line is not needed again in this step.
+template <bool kOnce>
+SCION_KERNEL U32x16 LoadLine(const std::byte* line) {
+  if constexpr (kOnce) return LoadBitsOnce(line);
+  return LoadBits(line);
+}
+
 // fp32 weights, fp32 activations.
 struct F32Dot {
   static constexpr ActivationForm kForm = ActivationForm::kF32;
@@ -17,7 +24,10 @@ struct F32Dot {
   using Activation = F32x16;
 
   static int Steps(int in_features) { return in_features; }
-  static SCION_KERNEL Weights LoadWeights(const std::byte* line) { return Load(line); }
+  template <bool kOnce = false>
+  static SCION_KERNEL Weights LoadWeights(const std::byte* line) {
+    return FromBits(LoadLine<kOnce>(line));
+  }
   static SCION_KERNEL Activation Broadcast(const std::byte* x) { return Set1(*reinterpret_cast<const float*>(x)); }
   static SCION_KERNEL F32x16 Accumulate(F32x16 acc, const Weights& w, const Activation& x) { return MulAdd(w, x, acc); }
 };
@@ -33,8 +43,9 @@ struct WidenedBf16Dot {
   using Activation = Pair;
 
   static int Steps(int in_features) { return (in_features + 1) / 2; }
+  template <bool kOnce = false>
   static SCION_KERNEL Weights LoadWeights(const std::byte* line) {
-    const U32x16 pair = LoadBits(line);
+    const U32x16 pair = LoadLine<kOnce>(line);
     return {FromBits(ShiftLeft<16>(pair)), FromBits(AndBits(pair, 0xffff0000u))};
   }
   static SCION_KERNEL Activation Broadcast(const std::byte* x) {
@@ -57,7 +68,10 @@ struct F16Dot {
   using Activation = Pair;
 
   static int Steps(int in_features) { return (in_features + 1) / 2; }
-  static SCION_KERNEL Weights LoadWeights(const std::byte* line) { return {LoadF16(line), LoadF16(line + 32)}; }
+  template <bool kOnce = false>
+  static SCION_KERNEL Weights LoadWeights(const std::byte* line) {
+    return {LoadF16(line), LoadF16(line + 32)};
+  }
   static SCION_KERNEL Activation Broadcast(const std::byte* x) {
     const float* f = reinterpret_cast<const float*>(x);
     return {Set1(f[0]), Set1(f[1])};

@@ -80,7 +80,7 @@ struct FloatPanels {
   static SCION_KERNEL int Units(int in_features) { return Dot::Steps(in_features); }
 
   // Adds `units` steps to the accumulators of kRows rows x kLines lines. `sums`: rows of kPanelWidth floats.
-  template <int kRows, int kLines>
+  template <int kRows, int kLines, bool kOnce>
   static inline void AccumulateTile(const std::byte* weights, int line, int units, const std::byte* x,
                                     size_t x_row_bytes, bool first, PrefetchStream& prefetch, float* sums) {
     F32x16 acc[kRows][kLines];
@@ -95,7 +95,7 @@ struct FloatPanels {
       typename Dot::Weights w[kLines];
 #pragma GCC unroll 4
       for (int l = 0; l < kLines; ++l) {
-        w[l] = Dot::LoadWeights(weights + static_cast<size_t>(l) * kLineBytes);
+        w[l] = Dot::template LoadWeights<kOnce>(weights + static_cast<size_t>(l) * kLineBytes);
       }
       PrefetchNext<kPanelLines>(ahead);
 #pragma GCC unroll 16

@@ -7,6 +7,7 @@
 // so all tiers that fuse the multiply-add give the same bits.
 #pragma once
 
+#include "engine/kernels/dots.h"
 #include "engine/kernels/packed_blocks.h"
 #include "engine/kernels/tiling.h"
 
@@ -134,7 +135,7 @@ struct BlockPanels {
   }
 
   // dots += the products of quads kQuad and kQuad + 1 of a part of six-bit codes. `codes`: of this tile's lines.
-  template <int kQuad, int kRows, int kLines>
+  template <int kQuad, bool kOnce, int kRows, int kLines>
   static SCION_KERNEL void DotSixBits(const std::byte* codes, int part, const std::byte* x, size_t x_row_bytes,
                                       U32x16 (&dots)[kRows][kLines]) {
     const std::byte* high = codes + static_cast<size_t>(3 * part) * kStepBytes;
@@ -143,19 +144,19 @@ struct BlockPanels {
 #pragma GCC unroll 4
     for (int l = 0; l < kLines; ++l) {
       const size_t at = static_cast<size_t>(l) * kLineBytes;
-      six[l] = OrBits(HighBits<kQuad>(LoadBits(high + at)), AndBits(LoadBits(low + at), 0x0f0f0f0fu));
+      six[l] = OrBits(HighBits<kQuad>(LoadLine<kOnce>(high + at)), AndBits(LoadLine<kOnce>(low + at), 0x0f0f0f0fu));
     }
     DotStep<kRows, kLines>(six, x, x_row_bytes, 4 * part + kQuad, dots);
 #pragma GCC unroll 4
     for (int l = 0; l < kLines; ++l) {
       const size_t at = static_cast<size_t>(l) * kLineBytes;
-      six[l] =
-          OrBits(AndBits(ShiftRight<4>(LoadBits(low + at)), 0x0f0f0f0fu), HighBits<kQuad + 1>(LoadBits(high + at)));
+      six[l] = OrBits(AndBits(ShiftRight<4>(LoadLine<kOnce>(low + at)), 0x0f0f0f0fu),
+                      HighBits<kQuad + 1>(LoadLine<kOnce>(high + at)));
     }
     DotStep<kRows, kLines>(six, x, x_row_bytes, 4 * part + kQuad + 1, dots);
   }
 
-  template <int kRows, int kLines>
+  template <int kRows, int kLines, bool kOnce>
   static inline void AccumulateTile(const std::byte* weights, int line, int units, const std::byte* x,
                                     size_t x_row_bytes, bool first, PrefetchStream& prefetch, float* sums) {
     constexpr int kPartSteps = Format::kSteps / Format::kParts;
@@ -195,16 +196,16 @@ struct BlockPanels {
             for (int l = 0; l < kLines; ++l) dots[r][l] = start;
           }
           if constexpr (Format::kSixBits) {
-            DotSixBits<0, kRows, kLines>(codes, part, x, x_row_bytes, dots);
+            DotSixBits<0, kOnce, kRows, kLines>(codes, part, x, x_row_bytes, dots);
             PrefetchNext<kPartSteps * kPanelLines>(ahead);
-            DotSixBits<2, kRows, kLines>(codes, part, x, x_row_bytes, dots);
+            DotSixBits<2, kOnce, kRows, kLines>(codes, part, x, x_row_bytes, dots);
           } else {
 #pragma GCC unroll 8
             for (int s = 0; s < kPartSteps; ++s) {
               U32x16 w[kLines];
 #pragma GCC unroll 4
               for (int l = 0; l < kLines; ++l) {
-                w[l] = LoadBits(codes + static_cast<size_t>(s * kPanelLines + l) * kLineBytes);
+                w[l] = LoadLine<kOnce>(codes + static_cast<size_t>(s * kPanelLines + l) * kLineBytes);
               }
               PrefetchNext<kPanelLines>(ahead);
               if constexpr (Format::kFourBits) {

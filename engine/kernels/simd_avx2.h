@@ -45,6 +45,10 @@ SCION_KERNEL U32x16 LoadBits(const void* p) {
   const __m256i* v = static_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
 }
+SCION_KERNEL U32x16 LoadBitsOnce(const void* p) {
+  const __m256i* v = static_cast<const __m256i*>(p);
+  return {_mm256_stream_load_si256(v), _mm256_stream_load_si256(v + 1)};
+}
 SCION_KERNEL void Store(void* p, F32x16 x) {
   float* f = static_cast<float*>(p);
   _mm256_storeu_ps(f, x.low);

@@ -30,6 +30,7 @@ constexpr int kAttendLines = 4;
 SCION_KERNEL F32x16 Set1(float x) { return _mm512_set1_ps(x); }
 SCION_KERNEL F32x16 Load(const void* p) { return _mm512_loadu_ps(p); }
 SCION_KERNEL U32x16 LoadBits(const void* p) { return _mm512_loadu_si512(p); }
+SCION_KERNEL U32x16 LoadBitsOnce(const void* p) { return _mm512_stream_load_si512(const_cast<void*>(p)); }
 SCION_KERNEL void Store(void* p, F32x16 x) { _mm512_storeu_ps(p, x); }
 SCION_KERNEL void StorePastCaches(float* p, F32x16 x) { _mm512_stream_ps(p, x); }
 SCION_KERNEL void FinishStoresPastCaches() { _mm_sfence(); }

@@ -57,6 +57,8 @@ SCION_KERNEL U32x16 LoadBits(const void* p) {
   std::memcpy(&r, p, 64);
   return r;
 }
+// A cache line, 64-byte aligned, that is not needed again: it need not push others out of the caches.
+SCION_KERNEL U32x16 LoadBitsOnce(const void* p) { return LoadBits(p); }
 SCION_KERNEL void Store(void* p, F32x16 x) { std::memcpy(p, &x, 64); }
 // To a whole cache line, which it leaves out of the caches where a tier can; in order with other stores, for other
 // threads, only after FinishStoresPastCaches.

@@ -14,7 +14,10 @@ struct NativeBf16Dot {
   using Activation = __m512bh;
 
   static int Steps(int in_features) { return (in_features + 1) / 2; }
-  static SCION_KERNEL Weights LoadWeights(const std::byte* line) { return (__m512bh)_mm512_loadu_si512(line); }
+  template <bool kOnce = false>
+  static SCION_KERNEL Weights LoadWeights(const std::byte* line) {
+    return (__m512bh)LoadLine<kOnce>(line);
+  }
   static SCION_KERNEL Activation Broadcast(const std::byte* x) {
     return (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const int32_t*>(x));
   }

@@ -16,7 +16,10 @@ struct EmulatedBf16Dot {
   using Activation = U32x16;
 
   static int Steps(int in_features) { return (in_features + 1) / 2; }
-  static SCION_KERNEL Weights LoadWeights(const std::byte* line) { return LoadBits(line); }
+  template <bool kOnce = false>
+  static SCION_KERNEL Weights LoadWeights(const std::byte* line) {
+    return LoadLine<kOnce>(line);
+  }
   static SCION_KERNEL Activation Broadcast(const std::byte* x) {
     return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(x));
   }

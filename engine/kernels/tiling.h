@@ -10,9 +10,10 @@
 //   row tile    at most Panels::kRowsOfTile x kLinesOfTile*16 accumulators in registers, or kFullWidth x 64
 //
 // `Panels` says what a panel consists of: Units(in_features) units of kUnitBytes, each multiplied with
-// kUnitActivationBytes of a prepared row, by AccumulateTile. StreamAhead(rows): how many bytes ahead to fetch where a
-// part is passed over once, or 0. kAsksTwice: whether each of two passes asks for all that comes next. kNarrow: whether
-// matrices of at most 16 features (gates) have tiles of their own.
+// kUnitActivationBytes of a prepared row, by AccumulateTile (kOnce: no other tile reads these weights).
+// StreamAhead(rows): how many bytes ahead to fetch where a part is passed over once, or 0. kAsksTwice: whether each of
+// two passes asks for all that comes next. kNarrow: whether matrices of at most 16 features (gates) have tiles of their
+// own.
 #pragma once
 
 #include "engine/kernels/kernels.h"
@@ -64,25 +65,25 @@ constexpr int Passes(int rows) {
 }
 
 // The first `lines` lines of a row tile, or a few more; rows <= kRows.
-template <class Panels, int kRows>
+template <class Panels, int kRows, bool kOnce>
 inline void AccumulateRows(int rows, int lines, const std::byte* weights, int units, const std::byte* x,
                            size_t x_row_bytes, bool first, PrefetchStream& prefetch, float* sums) {
   if (rows != kRows) {
     if constexpr (kRows > 1) {
-      AccumulateRows<Panels, kRows - 1>(rows, lines, weights, units, x, x_row_bytes, first, prefetch, sums);
+      AccumulateRows<Panels, kRows - 1, kOnce>(rows, lines, weights, units, x, x_row_bytes, first, prefetch, sums);
     }
     return;
   }
   constexpr int kLines = PassLines<Panels>(kRows);
   if constexpr (Panels::kNarrow) {
     if (lines == 1) {
-      Panels::template AccumulateTile<kRows, 1>(weights, 0, units, x, x_row_bytes, first, prefetch, sums);
+      Panels::template AccumulateTile<kRows, 1, kOnce>(weights, 0, units, x, x_row_bytes, first, prefetch, sums);
       return;
     }
   }
   for (int line = 0; line < lines; line += kLines) {
-    Panels::template AccumulateTile<kRows, kLines>(weights, line, units, x, x_row_bytes, first, prefetch,
-                                                   sums + line * 16);
+    Panels::template AccumulateTile<kRows, kLines, kOnce>(weights, line, units, x, x_row_bytes, first, prefetch,
+                                                          sums + line * 16);
   }
 }
 
@@ -94,15 +95,16 @@ struct PanelPart {
   bool first;  // of its panel
 };
 
-// One pass over a part: weights come from memory as they are needed. The processor's own prefetchers see one ascending
-// stream, as long as its lines are first touched in order, and do best alone but where Panels::StreamAhead says
-// otherwise (measured on Zen 4).
+// One pass over a part: weights come from memory as they are needed, and are loaded as if never to be needed again, so
+// that they don't go on to the L3 cache when L2 gives them up: 2 to 7% faster. The processor's own prefetchers see one
+// ascending stream, as long as its lines are first touched in order, and do best alone but where Panels::StreamAhead
+// says otherwise (measured on Zen 4).
 template <class Panels>
 inline void StreamPart(const PanelPart& part, size_t x_row_bytes, int rows, int lines, float* sums) {
   const size_t ahead = Panels::StreamAhead(rows);
   PrefetchStream prefetch = {part.weights + ahead, ahead > 0 ? kPanelLines : 0};
-  AccumulateRows<Panels, Panels::kRowsOfTile>(rows, lines, part.weights, part.units, part.x, x_row_bytes, part.first,
-                                              prefetch, sums);
+  AccumulateRows<Panels, Panels::kFullWidth, true>(rows, lines, part.weights, part.units, part.x, x_row_bytes,
+                                                   part.first, prefetch, sums);
 }
 
 // Several passes over a part, in row tiles that differ by one row at most: they fetch what comes next while they
@@ -117,9 +119,9 @@ inline void ReusePart(const PanelPart& part, size_t x_row_bytes, int rows, int t
   PrefetchStream prefetch = {next, ahead};
   for (int t = 0; t < tiles; ++t) {
     const int r = rows * t / tiles;
-    AccumulateRows<Panels, Panels::kRowsOfTile>(rows * (t + 1) / tiles - r, lines, part.weights, part.units,
-                                                part.x + static_cast<size_t>(r) * x_row_bytes, x_row_bytes, part.first,
-                                                prefetch, sums + r * kPanelWidth);
+    AccumulateRows<Panels, Panels::kRowsOfTile, false>(rows * (t + 1) / tiles - r, lines, part.weights, part.units,
+                                                       part.x + static_cast<size_t>(r) * x_row_bytes, x_row_bytes,
+                                                       part.first, prefetch, sums + r * kPanelWidth);
     if (prefetch.at >= end) prefetch = {next, rows <= kManyRows ? ahead : 0};
   }
 }
@@ -131,9 +133,11 @@ inline void MultiplyPanel(const std::byte* panel, const std::byte* next, int uni
                           size_t x_row_bytes, int rows, int columns, float* sums) {
   static_assert(Panels::kUnitBytes <= kFewRowsPassBytes);
   const int lines = (columns + 15) / 16;
-  if (rows <= Panels::kFullWidth) {
-    StreamPart<Panels>({.weights = panel, .x = x, .units = units, .first = true}, x_row_bytes, rows, lines, sums);
-    return;
+  if constexpr (Panels::kFullWidth > 0) {
+    if (rows <= Panels::kFullWidth) {
+      StreamPart<Panels>({.weights = panel, .x = x, .units = units, .first = true}, x_row_bytes, rows, lines, sums);
+      return;
+    }
   }
   const int most_units = static_cast<int>((rows <= kFewRows ? kFewRowsPassBytes : kPassBytes) / Panels::kUnitBytes);
   // Twice over a part in the order in which it lies is better than over one half of its lines and then the other.
