@@ -111,6 +111,8 @@ struct PackedMatrix {
   // From one panel to the next, in panels: 2 for each of two matrices whose panels alternate, so that whoever reads a
   // panel of the one and then the same of the other reads a single stream.
   int panel_stride = 1;
+  // Few rows read it as if it were never needed again: so it is where a step reads more than the caches hold.
+  bool past_caches = false;
 };
 
 // ---- Attention ----

@@ -181,12 +181,12 @@ inline void MultiplyPanels(const PackedMatrix& gate, const PackedMatrix* up, con
       const std::byte* weights = gate.data + static_cast<size_t>(panel) * step;
       const int columns = SmallerOf(kPanelWidth, gate.out_features - panel * kPanelWidth);
       if (up == nullptr) {
-        MultiplyPanel<Panels>(weights, weights + step, units, x, x_row_bytes, n, columns, sums);
+        MultiplyPanel<Panels>(weights, weights + step, units, x, x_row_bytes, n, columns, gate.past_caches, sums);
       } else {
         const std::byte* up_weights =
             up->data + static_cast<size_t>(panel) * panel_bytes * static_cast<size_t>(up->panel_stride);
-        MultiplyPanel<Panels>(weights, up_weights, units, x, x_row_bytes, n, columns, sums);
-        MultiplyPanel<Panels>(up_weights, weights + step, units, x, x_row_bytes, n, columns, up_sums);
+        MultiplyPanel<Panels>(weights, up_weights, units, x, x_row_bytes, n, columns, gate.past_caches, sums);
+        MultiplyPanel<Panels>(up_weights, weights + step, units, x, x_row_bytes, n, columns, up->past_caches, up_sums);
       }
       // Of some rows all products, then all that is stored: each of the two has a long chain from a row's values to its
       // result, and the processor doesn't look ahead far enough for several of both.

@@ -31,6 +31,9 @@ size_t NormRowBytes(const kernels::KernelTable& k, int hidden_size) {
 // A result of so many bytes would push out of the caches what is still needed, and be gone itself when it is read.
 constexpr size_t kBytesPastCaches = size_t{4} << 20;
 
+// A step that reads more finds nothing of the step before in the caches.
+constexpr uint64_t kMostBytesInCaches = uint64_t{64} << 20;
+
 StoreTo WhereTo(size_t rows, size_t width) {
   return rows * width * sizeof(float) < kBytesPastCaches ? StoreTo::kCache : StoreTo::kMemory;
 }
@@ -78,6 +81,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
     return absl::InvalidArgumentError("max_step_rows and max_logit_rows must be at least 1");
   }
   auto t = std::unique_ptr<Transformer>(new Transformer(std::move(spec), options, std::move(weights), pool));
+  t->ReadPastCaches();
   const ModelSpec& s = t->spec_;
   const size_t hidden = static_cast<size_t>(s.hidden_size);
   const size_t rows = static_cast<size_t>(options.max_step_rows);
@@ -140,6 +144,19 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
   t->tasks_.reserve(std::max({max_groups * expert_panels, alone_panels, few_panels}));
   t->matmuls_.reserve(static_cast<size_t>(kMaxMatrices * kMaxRowRanges));
   return t;
+}
+
+// Gates are small enough to stay.
+void Transformer::ReadPastCaches() {
+  uint64_t least = active_weight_bytes(0);
+  for (int d = 1; d < static_cast<int>(spec_.domains.size()); ++d) least = std::min(least, active_weight_bytes(d));
+  if (least <= kMostBytesInCaches) return;
+  weights_.lm_head.past_caches = true;
+  for (LayerWeights& w : weights_.layers) {
+    w.o.past_caches = true;
+    for (PackedMatrix& m : w.qkv) m.past_caches = true;
+    for (FfnWeights& f : w.ffn) f.gate.past_caches = f.up.past_caches = f.down.past_caches = true;
+  }
 }
 
 std::vector<KvPlaneSpec> Transformer::KvPlanes() const {

@@ -60,6 +60,8 @@ class Transformer final : public Model {
     int panel_end;
   };
 
+  // Tells the matrices that the caches won't keep their weights until the next step, if that is so.
+  void ReadPastCaches();
   Transformer(ModelSpec spec, const ModelOptions& options, Weights weights, ThreadPool& pool);
 
   // Each of these leaves x normed and prepared for the matrices that come next: a row is at hand only once.

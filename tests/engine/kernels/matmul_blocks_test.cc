@@ -89,10 +89,7 @@ Int8Activations Prepare(const KernelTable& k, const std::vector<float>& x, int r
 }
 
 std::vector<float> MatMul(const KernelTable& k, const PackedMatrix& w, const AlignedBuffer& prepared, int rows) {
-  std::vector<float> y(static_cast<size_t>(rows) * static_cast<size_t>(w.out_features));
-  k.matmul(w, prepared.data(), rows, 0, NumPanels(w.out_features), y.data(), static_cast<size_t>(w.out_features),
-           StoreTo::kCache);
-  return y;
+  return MatMulOf(k, w, prepared.data(), rows);
 }
 
 class MatMulBlocksTest : public ::testing::TestWithParam<NamedTable> {

@@ -24,10 +24,7 @@ AlignedBuffer Prepare(const KernelTable& k, WeightType type, const std::vector<f
 
 std::vector<float> MatMul(const KernelTable& k, const PackedMatrix& w, const std::vector<float>& x, int rows) {
   const AlignedBuffer a = Prepare(k, w.type, x, rows, w.in_features);
-  std::vector<float> y(static_cast<size_t>(rows) * static_cast<size_t>(w.out_features));
-  k.matmul(w, a.data(), rows, 0, NumPanels(w.out_features), y.data(), static_cast<size_t>(w.out_features),
-           StoreTo::kCache);
-  return y;
+  return MatMulOf(k, w, a.data(), rows);
 }
 
 std::vector<float> MatMulSwiglu(const KernelTable& k, const PackedMatrix& gate, const PackedMatrix& up,

@@ -1,6 +1,8 @@
 // Random operands, packed matrices, and the list of kernel tables that this machine can run.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -75,6 +77,21 @@ inline OwnedMatrix Pack(const std::vector<float>& w, int out_features, int in_fe
   return m;
 }
 
+inline bool SameBytes(const void* a, const void* b, size_t bytes) { return std::memcmp(a, b, bytes) == 0; }
+
+// x w^T of prepared rows. The same bits whether the weights are read past the caches or not.
+inline std::vector<float> MatMulOf(const KernelTable& k, PackedMatrix w, const std::byte* activations, int rows) {
+  std::vector<float> y[2];
+  for (bool past_caches : {false, true}) {
+    w.past_caches = past_caches;
+    y[past_caches].resize(static_cast<size_t>(rows) * static_cast<size_t>(w.out_features));
+    k.matmul(w, activations, rows, 0, NumPanels(w.out_features), y[past_caches].data(),
+             static_cast<size_t>(w.out_features), StoreTo::kCache);
+  }
+  EXPECT_TRUE(SameBytes(y[0].data(), y[1].data(), y[0].size() * sizeof(float))) << "rows " << rows;
+  return y[1];
+}
+
 // silu(x gate^T) * (x up^T) of panels [begin, end) as fp32, other columns -77: what matmul_swiglu gives for a matrix
 // that takes fp32.
 inline std::vector<float> Swiglu(const KernelTable& k, const PackedMatrix& gate, const PackedMatrix& up,
@@ -90,8 +107,6 @@ inline std::vector<float> Swiglu(const KernelTable& k, const PackedMatrix& gate,
   }
   return y;
 }
-
-inline bool SameBytes(const void* a, const void* b, size_t bytes) { return std::memcmp(a, b, bytes) == 0; }
 
 constexpr double kF32Epsilon = 0x1p-24;  // half a unit in the last place, relative
 
