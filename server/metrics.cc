@@ -81,7 +81,8 @@ void AddEngine(const Engine& engine, std::vector<MetricFamily>& families) {
              [](const DomainStats& d) { return d.weight_bytes; });
 
   const std::vector<int> sparse_layers = engine.spec().SparseLayers();
-  FamilyBuilder experts(families, MetricType::Counter, "scion_expert_tokens_total", "Tokens routed to the expert");
+  FamilyBuilder experts(families, MetricType::Counter, "scion_expert_tokens_total",
+                        "Tokens that the expert computed; in the last layer, those whose logits were wanted");
   for (const DomainStats& d : stats.domains) {
     for (size_t l = 0; l < d.expert_tokens.size() && l < sparse_layers.size(); ++l) {
       for (size_t e = 0; e < d.expert_tokens[l].size(); ++e) {

@@ -46,7 +46,7 @@ struct StepChunk {
 struct StepBatch {
   std::span<const int32_t> token_ids;   // [rows], each in [0, vocab_size)
   std::span<const StepChunk> chunks;    // in row order, covering all rows
-  std::span<const int32_t> logit_rows;  // rows whose next-token logits are wanted, ascending
+  std::span<const int32_t> logit_rows;  // rows whose next-token logits are wanted, ascending, none twice
 };
 
 class Model {
@@ -70,13 +70,15 @@ class Model {
   // Bytes of packed weights that one token of the domain reads; the mean over experts where they differ.
   virtual uint64_t active_weight_bytes(int domain) const = 0;
 
-  // Runs all layers for the batch's rows and keeps the final hidden state of logit_rows. At most max_step_rows rows.
+  // Runs all layers for the batch's rows and keeps the final hidden state of logit_rows; of the other rows, the last
+  // layer computes keys and values only. At most max_step_rows rows.
   // Never allocates. Only one thread at a time.
   virtual void Forward(const StepBatch& batch, KvCache& cache) = 0;
   // Logits of logit_rows[first .. first + count) of the last Forward: out [count, vocab_size]. count <= max_logit_rows.
   virtual void Logits(int first, int count, float* out) = 0;
 
-  // Tokens that expert e of the domain has seen in the layer since load. Any thread.
+  // Tokens that expert e of the domain has computed in the layer since load: in the last layer, of those whose logits
+  // were wanted. Any thread.
   virtual uint64_t ExpertTokens(int layer, int domain, int expert) const = 0;
 };
 

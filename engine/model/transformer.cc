@@ -132,7 +132,8 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
   }
   t->row_chunk_.resize(rows);
   t->row_position_.resize(rows);
-  t->route_chunks_.resize(rows);
+  t->row_token_.resize(rows);
+  t->row_domain_.resize(rows);
   t->chosen_experts_.resize(visits);
   t->chosen_weights_.resize(visits);
   const size_t max_groups = std::max(size_t{1}, std::min(visits, experts));
@@ -140,7 +141,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
   const size_t expert_panels = static_cast<size_t>(kernels::NumPanels(widest));
   const int widest_alone = std::max({s.vocab_size, static_cast<int>(t->qkv_width_), static_cast<int>(experts)});
   const size_t alone_panels = static_cast<size_t>(kernels::NumPanels(widest_alone) + kMaxMatrices);
-  const size_t few_panels = static_cast<size_t>(2 * pool.num_threads() * kMaxRowRanges);
+  const size_t few_panels = static_cast<size_t>((2 * pool.num_threads() + kMaxMatrices) * kMaxRowRanges);
   t->tasks_.reserve(std::max({max_groups * expert_panels, alone_panels, few_panels}));
   t->matmuls_.reserve(static_cast<size_t>(kMaxMatrices * kMaxRowRanges));
   return t;
@@ -204,25 +205,32 @@ void Transformer::ForRows(int rows, Fn&& fn) {
 }
 
 void Transformer::MatMul(std::span<const PackedMatrix> matrices, const std::byte* activations, int rows, float* y,
-                         size_t y_stride) {
+                         size_t y_stride, size_t first, size_t last) {
   const size_t row_bytes = RowBytes(matrices[0]);
   // Too few panels for all threads, a gate's: shared out by rows too.
-  int num_panels = 0;
-  for (const PackedMatrix& w : matrices) num_panels += kernels::NumPanels(w.out_features);
+  const int num_panels = kernels::NumPanels(static_cast<int>(last - first));
   const int ranges = num_panels < 2 * pool_.num_threads() ? std::clamp(rows / kRowsPerTask, 1, kMaxRowRanges) : 1;
   matmuls_.clear();
+  size_t column = 0;
   for (const PackedMatrix& w : matrices) {
-    for (int i = 0; i < ranges; ++i) matmuls_.push_back({&w, rows * i / ranges, rows * (i + 1) / ranges, y});
-    y += w.out_features;
+    const size_t next = column + static_cast<size_t>(w.out_features);
+    if (first < next && last > column) {
+      const int begin = static_cast<int>(std::max(first, column) - column) / kernels::kPanelWidth;
+      const int end = kernels::NumPanels(static_cast<int>(std::min(last, next) - column));
+      for (int i = 0; i < ranges; ++i) {
+        matmuls_.push_back({&w, rows * i / ranges, rows * (i + 1) / ranges, begin, end - begin, y + column});
+      }
+    }
+    column = next;
   }
   const StoreTo to = WhereTo(static_cast<size_t>(rows), y_stride);
-  SplitGroups(matmuls_, [](const MatrixRows& m) { return kernels::NumPanels(m.matrix->out_features); });
+  SplitGroups(matmuls_, [](const MatrixRows& m) { return m.num_panels; });
   pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
     const MatMulTask& t = tasks_[static_cast<size_t>(task)];
     const MatrixRows& m = matmuls_[static_cast<size_t>(t.group)];
     const size_t begin = static_cast<size_t>(m.begin);
-    k_.matmul(*m.matrix, activations + begin * row_bytes, m.end - m.begin, t.panel_begin, t.panel_end,
-              m.y + begin * y_stride, y_stride, to);
+    k_.matmul(*m.matrix, activations + begin * row_bytes, m.end - m.begin, m.first_panel + t.panel_begin,
+              m.first_panel + t.panel_end, m.y + begin * y_stride, y_stride, to);
   });
 }
 
@@ -259,10 +267,12 @@ void Transformer::Embed(const StepBatch& batch) {
   for (size_t c = 0; c < batch.chunks.size(); ++c) {
     const StepChunk& chunk = batch.chunks[c];
     for (int i = 0; i < chunk.num_rows; ++i) {
-      row_chunk_[static_cast<size_t>(chunk.row_begin + i)] = static_cast<int32_t>(c);
-      row_position_[static_cast<size_t>(chunk.row_begin + i)] = chunk.position + i;
+      const size_t row = static_cast<size_t>(chunk.row_begin + i);
+      row_chunk_[row] = static_cast<int32_t>(c);
+      row_position_[row] = chunk.position + i;
+      row_token_[row] = batch.token_ids[row];
+      row_domain_[row] = chunk.domain;
     }
-    route_chunks_[c] = {chunk.domain, chunk.row_begin, chunk.num_rows};
   }
   ForRows(static_cast<int>(batch.token_ids.size()), [&](int row, int thread) {
     const size_t id = static_cast<size_t>(batch.token_ids[static_cast<size_t>(row)]);
@@ -314,10 +324,42 @@ void Transformer::PrepareExperts(int row, int layer, const float* norm) {
   }
 }
 
-void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
+void Transformer::KeepRows(std::span<const int32_t> kept, int layer) {
+  const auto keep = [&](auto* first, size_t row_width) {
+    for (size_t i = 0; i < kept.size(); ++i) {
+      const size_t row = static_cast<size_t>(kept[i]);
+      if (row != i) std::copy_n(first + row * row_width, row_width, first + i * row_width);
+    }
+  };
+  const LayerSpec& spec = spec_.layers[static_cast<size_t>(layer)];
+  keep(row_chunk_.data(), 1);
+  keep(row_position_.data(), 1);
+  keep(row_token_.data(), 1);
+  keep(row_domain_.data(), 1);
+  keep(x_.as<float>(), static_cast<size_t>(spec_.hidden_size));
+  keep(activations_.data(), RowBytes(weights_.layers[static_cast<size_t>(layer)].qkv[0]));
+  for (AlignedBuffer* angles : {&cos_, &sin_}) {
+    keep(angles->as<float>(), static_cast<size_t>(spec.attention.head_dim / 2));
+  }
+  if (spec.ffn.router == RouterKind::kTable) {
+    plan_.BuildTable(sparse_index_[static_cast<size_t>(layer)], std::span(row_token_).first(kept.size()),
+                     std::span(row_domain_).first(kept.size()));
+  }
+}
+
+int Transformer::RunOfTokens(int row, int end) const {
+  const size_t first = static_cast<size_t>(row);
+  size_t next = first + 1;
+  while (next < static_cast<size_t>(end) && row_chunk_[next] == row_chunk_[first] &&
+         row_position_[next] == row_position_[next - 1] + 1) {
+    ++next;
+  }
+  return static_cast<int>(next - first);
+}
+
+int Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer, int rows) {
   const AttentionSpec& a = spec_.layers[static_cast<size_t>(layer)].attention;
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
-  const int rows = static_cast<int>(batch.token_ids.size());
   const int hidden = spec_.hidden_size;
   const size_t q_width = static_cast<size_t>(a.num_heads * a.head_dim);
   const size_t kv_width = static_cast<size_t>(a.num_kv_heads * a.head_dim);
@@ -330,32 +372,35 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
                                  .head_dim = a.head_dim,
                                  .type = options_.kv_type};
 
-  MatMul(w.qkv, activations_.data(), rows, qkv_.as<float>(), width);
+  const bool drops_rows =
+      static_cast<size_t>(layer) + 1 == spec_.layers.size() && static_cast<int>(batch.logit_rows.size()) < rows;
+  MatMul(w.qkv, activations_.data(), rows, qkv_.as<float>(), width, drops_rows ? q_width : 0, width);
 
   // All keys and values of the step are in the cache before any query reads it: attention sees them as rounded to the
   // cache's type, those of its own chunk too.
   const bool new_angles = layer == 0 ||
                           a.rope_theta != spec_.layers[static_cast<size_t>(layer) - 1].attention.rope_theta ||
                           a.head_dim != spec_.layers[static_cast<size_t>(layer) - 1].attention.head_dim;
-  const auto rotate = [&](int row) {
+  const auto make_angles = [&](int row) {
     const size_t r = static_cast<size_t>(row);
     const int position = row_position_[r];
     float* cos = cos_.as<float>() + r * static_cast<size_t>(half);
     float* sin = sin_.as<float>() + r * static_cast<size_t>(half);
-    for (int i = 0; new_angles && i < half; ++i) {
+    for (int i = 0; i < half; ++i) {
       const float inv_freq = 1.0f / std::pow(a.rope_theta, static_cast<float>(2 * i) / static_cast<float>(a.head_dim));
       cos[i] = std::cos(static_cast<float>(position) * inv_freq);
       sin[i] = std::sin(static_cast<float>(position) * inv_freq);
     }
-    float* q = qkv_.as<float>() + r * width;
-    float* k = q + q_width;
-    if (a.qk_norm) {
-      for (float* head = q; head < k + kv_width; head += a.head_dim) {
-        k_.rms_norm(head, head < k ? w.q_norm.data() : w.k_norm.data(), spec_.rms_norm_eps, a.head_dim, head);
-      }
+  };
+  const auto rotate = [&](int row, size_t column, int heads, const std::vector<float>& norm) {
+    const size_t r = static_cast<size_t>(row);
+    float* first = qkv_.as<float>() + r * width + column;
+    for (int h = 0; a.qk_norm && h < heads; ++h) {
+      float* head = first + h * a.head_dim;
+      k_.rms_norm(head, norm.data(), spec_.rms_norm_eps, a.head_dim, head);
     }
-    k_.rope(q, a.num_heads, a.head_dim, cos, sin);
-    k_.rope(k, a.num_kv_heads, a.head_dim, cos, sin);
+    k_.rope(first, heads, a.head_dim, cos_.as<float>() + r * static_cast<size_t>(half),
+            sin_.as<float>() + r * static_cast<size_t>(half));
   };
   // A cache line of keys belongs to 16 tokens: of long chunks, one thread has them all.
   ForRowRanges(rows, rows >= 64 * pool_.num_threads() ? 16 : kRowsPerTask, [&](int begin, int end, int) {
@@ -363,14 +408,26 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
       const StepChunk& chunk = batch.chunks[static_cast<size_t>(row_chunk_[static_cast<size_t>(row)])];
       const int position = row_position_[static_cast<size_t>(row)];
       const int slot = position % kernels::kKvBlockTokens;
-      const int count = std::min({end, chunk.row_begin + chunk.num_rows, row + kernels::kKvBlockTokens - slot}) - row;
-      for (int r = row; r < row + count; ++r) rotate(r);
+      const int count = RunOfTokens(row, std::min(end, row + kernels::kKvBlockTokens - slot));
+      for (int r = row; r < row + count; ++r) {
+        if (new_angles) make_angles(r);
+        if (!drops_rows) rotate(r, 0, a.num_heads, w.q_norm);
+        rotate(r, q_width, a.num_kv_heads, w.k_norm);
+      }
       const float* k = qkv_.as<float>() + static_cast<size_t>(row) * width + q_width;
       k_.write_kv(planes, chunk.blocks[static_cast<size_t>(position / kernels::kKvBlockTokens)], slot, count, k,
                   k + kv_width, width);
       row += count;
     }
   });
+
+  if (drops_rows) {
+    KeepRows(batch.logit_rows, layer);
+    rows = static_cast<int>(batch.logit_rows.size());
+    if (rows == 0) return 0;
+    MatMul(w.qkv, activations_.data(), rows, qkv_.as<float>(), width, 0, q_width);
+    ForRows(rows, [&](int row, int) { rotate(row, 0, a.num_heads, w.q_norm); });
+  }
 
   const int group = a.num_heads / a.num_kv_heads;
   const float scale = 1.0f / std::sqrt(static_cast<float>(a.head_dim));
@@ -388,7 +445,7 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
     for (int row = begin; row < end;) {
       const size_t r = static_cast<size_t>(row);
       const StepChunk& chunk = batch.chunks[static_cast<size_t>(row_chunk_[r])];
-      const int count = std::min(end, chunk.row_begin + chunk.num_rows) - row;
+      const int count = RunOfTokens(row, end);
       k_.attend(planes, chunk.blocks.data(), row_position_[r], count, head, heads, group,
                 qkv_.as<float>() + r * width + head_column, width, scale,
                 attention_.as<float>() + r * q_width + head_column, q_width);
@@ -401,19 +458,20 @@ void Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer) {
     Prepare(w.o, attention_.as<float>() + static_cast<size_t>(row) * q_width,
             activations_.data() + static_cast<size_t>(row) * attention_bytes);
   });
-  MatMul({&w.o, 1}, activations_.data(), rows, ffn_out_.as<float>(), static_cast<size_t>(hidden));
+  MatMul(w.o, activations_.data(), rows, ffn_out_.as<float>());
   ForRows(rows, [&](int row, int thread) {
     const size_t at = static_cast<size_t>(row) * static_cast<size_t>(hidden);
     k_.add_scaled(x_.as<float>() + at, ffn_out_.as<float>() + at, 1.0f, hidden);
     PrepareFfn(row, layer, thread);
   });
+  return rows;
 }
 
 void Transformer::RouteByGate(int rows, int layer) {
   const FfnSpec& f = spec_.layers[static_cast<size_t>(layer)].ffn;
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
   const size_t experts = static_cast<size_t>(w.gate.out_features);
-  MatMul({&w.gate, 1}, norm_rows_.data(), rows, gate_scores_.as<float>(), experts);
+  MatMul(w.gate, norm_rows_.data(), rows, gate_scores_.as<float>());
   const size_t k = static_cast<size_t>(f.num_experts_per_tok);
   ForRows(rows, [&](int row, int) {
     const size_t r = static_cast<size_t>(row);
@@ -488,27 +546,25 @@ void Transformer::Ffn(int rows, int layer) {
 }
 
 void Transformer::Forward(const StepBatch& batch, KvCache& cache) {
-  const int rows = static_cast<int>(batch.token_ids.size());
-  assert(rows <= options_.max_step_rows && batch.chunks.size() <= batch.token_ids.size());
+  int rows = static_cast<int>(batch.token_ids.size());
+  assert(rows <= options_.max_step_rows && batch.logit_rows.size() <= batch.token_ids.size());
   Embed(batch);
-  plan_.Build(batch.token_ids, std::span(route_chunks_).first(batch.chunks.size()));
+  plan_.Build(batch.token_ids, std::span(row_domain_).first(batch.token_ids.size()));
   for (int layer = 0; layer < static_cast<int>(spec_.layers.size()); ++layer) {
-    Attention(batch, cache, layer);
-    Ffn(rows, layer);
+    rows = Attention(batch, cache, layer, rows);
+    if (rows > 0) Ffn(rows, layer);
   }
   const size_t bytes = RowBytes(weights_.lm_head);
-  ForRows(static_cast<int>(batch.logit_rows.size()), [&](int i, int thread) {
-    const int row = batch.logit_rows[static_cast<size_t>(i)];
+  ForRows(rows, [&](int row, int thread) {
     Prepare(weights_.lm_head, Norm(row, weights_.final_norm, thread),
-            logit_activations_.data() + static_cast<size_t>(i) * bytes);
+            logit_activations_.data() + static_cast<size_t>(row) * bytes);
   });
 }
 
 void Transformer::Logits(int first, int count, float* out) {
   assert(count <= options_.max_logit_rows);
   const size_t bytes = RowBytes(weights_.lm_head);
-  MatMul({&weights_.lm_head, 1}, logit_activations_.data() + static_cast<size_t>(first) * bytes, count, out,
-         static_cast<size_t>(spec_.vocab_size));
+  MatMul(weights_.lm_head, logit_activations_.data() + static_cast<size_t>(first) * bytes, count, out);
 }
 
 }  // namespace scion

@@ -40,11 +40,13 @@ class Transformer final : public Model {
   static constexpr int kMaxMatrices = 3;  // of one MatMul: q, k and v
   static constexpr int kMaxRowRanges = 16;
 
-  // Rows [begin, end) of a matmul's input, and where row 0 of this matrix' output lies.
+  // Rows [begin, end) of a matmul's input, panels of the matrix, and where row 0 of this matrix' output lies.
   struct MatrixRows {
     const kernels::PackedMatrix* matrix;
     int begin;
     int end;
+    int first_panel;
+    int num_panels;
     float* y;
   };
   // Rows [begin, end) of an FFN's sorted input that share the weights.
@@ -67,8 +69,13 @@ class Transformer final : public Model {
   // Each of these leaves x normed and prepared for the matrices that come next: a row is at hand only once.
   // x = Embed[ids]
   void Embed(const StepBatch& batch);
-  // x += Attn(Norm x)
-  void Attention(const StepBatch& batch, KvCache& cache, int layer);
+  // x += Attn(Norm x) of so many rows. Returns how many go on: in the last layer, whose keys and values are wanted of
+  // all rows and nothing else but of those with logits, only those.
+  int Attention(const StepBatch& batch, KvCache& cache, int layer, int rows);
+  // Leaves the given rows, ascending, in what is known of a row and in what the last layer's queries are made of.
+  void KeepRows(std::span<const int32_t> kept, int layer);
+  // The tokens from `row` on, before `end`, that follow each other in one sequence.
+  int RunOfTokens(int row, int end) const;
   // x += FFN(Norm x), dense or routed.
   void Ffn(int rows, int layer);
   // The layer's part of the plan by the gate's scores of norm_rows_, which are then prepared for the experts.
@@ -91,9 +98,15 @@ class Transformer final : public Model {
   void Prepare(const kernels::PackedMatrix& w, const float* x, std::byte* out) const {
     k_.prepare_activations(FormOf(w), x, 0, nullptr, 1, w.in_features, out);
   }
-  // y = a W^T for matrices of one input, their outputs side by side: panels shared out over the threads.
+  // y = a W^T for matrices of one input, their outputs side by side: panels shared out over the threads. Only the
+  // panels that have some of y's columns [first, last) in them.
   void MatMul(std::span<const kernels::PackedMatrix> matrices, const std::byte* activations, int rows, float* y,
-              size_t y_stride);
+              size_t y_stride, size_t first, size_t last);
+  // All columns.
+  void MatMul(const kernels::PackedMatrix& matrix, const std::byte* activations, int rows, float* y) {
+    const size_t width = static_cast<size_t>(matrix.out_features);
+    MatMul({&matrix, 1}, activations, rows, y, width, 0, width);
+  }
   // Fills tasks_ with the num_panels(group) panels of all groups, in order: first one large piece for each thread, for
   // to begin a stream of weights costs as much as to read many kilobytes of it, then ever smaller ones, so that the
   // threads end together.
@@ -113,7 +126,6 @@ class Transformer final : public Model {
   ThreadPool& pool_;
   std::vector<int> sparse_index_;  // of each layer among the sparse layers; -1 for dense ones
   RoutePlan plan_;
-  std::vector<RouteChunk> route_chunks_;
 
   // Row-wise scratch, fp32 unless said otherwise; R = max_step_rows, V = R * the largest num_experts_per_tok.
   size_t qkv_width_ = 0;        // of the widest layer
@@ -132,6 +144,8 @@ class Transformer final : public Model {
   AlignedBuffer logit_activations_;  // [R] rows of prepared activations, kept between Forward and Logits
   std::vector<int32_t> row_chunk_;   // [R] index of the row's chunk
   std::vector<int32_t> row_position_;
+  std::vector<int32_t> row_token_;
+  std::vector<int32_t> row_domain_;
   std::vector<int32_t> chosen_experts_;  // [V]
   std::vector<float> chosen_weights_;
   std::vector<FfnGroup> groups_;

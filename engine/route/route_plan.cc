@@ -34,22 +34,23 @@ RoutePlan::RoutePlan(std::vector<LayerRouter> routers, int max_rows) {
   next_entry_.resize(max_experts);
 }
 
-void RoutePlan::Build(std::span<const int32_t> token_ids, std::span<const RouteChunk> chunks) {
-  for (Layer& layer : layers_) {
-    if (layer.router.table == nullptr) continue;
-    const TableRouter& table = *layer.router.table;
-    const int k = layer.router.num_experts_per_tok;
-    for (const RouteChunk& chunk : chunks) {
-      for (int row = chunk.row_begin; row < chunk.row_begin + chunk.num_rows; ++row) {
-        for (int slot = 0; slot < k; ++slot) {
-          const size_t visit = static_cast<size_t>(row) * static_cast<size_t>(k) + static_cast<size_t>(slot);
-          expert_of_visit_[visit] = table.Expert(chunk.domain, slot, token_ids[static_cast<size_t>(row)]);
-          layer.weights[visit] = table.weight(chunk.domain, slot);
-        }
-      }
-    }
-    SortVisits(layer, token_ids.size() * static_cast<size_t>(k));
+void RoutePlan::Build(std::span<const int32_t> token_ids, std::span<const int32_t> domains) {
+  for (int l = 0; l < num_layers(); ++l) {
+    if (layers_[static_cast<size_t>(l)].router.table != nullptr) BuildTable(l, token_ids, domains);
   }
+}
+
+void RoutePlan::BuildTable(int sparse_layer, std::span<const int32_t> token_ids, std::span<const int32_t> domains) {
+  Layer& layer = layers_[static_cast<size_t>(sparse_layer)];
+  const TableRouter& table = *layer.router.table;
+  size_t visit = 0;
+  for (size_t row = 0; row < token_ids.size(); ++row) {
+    for (int slot = 0; slot < layer.router.num_experts_per_tok; ++slot, ++visit) {
+      expert_of_visit_[visit] = table.Expert(domains[row], slot, token_ids[row]);
+      layer.weights[visit] = table.weight(domains[row], slot);
+    }
+  }
+  SortVisits(layer, visit);
 }
 
 void RoutePlan::BuildGated(int sparse_layer, int rows, std::span<const int32_t> experts,

@@ -45,13 +45,6 @@ class TableRouter {
   std::vector<Domain> domains_;
 };
 
-// Consecutive rows of one domain.
-struct RouteChunk {
-  int domain = 0;
-  int row_begin = 0;
-  int num_rows = 0;
-};
-
 // Entries [begin, end) of a layer's expert order belong to `expert`.
 struct ExpertRows {
   int expert = 0;
@@ -79,8 +72,10 @@ class RoutePlan {
   // routers: one per sparse layer; their tables must outlive the plan. Allocates all that a step will need.
   RoutePlan(std::vector<LayerRouter> routers, int max_rows);
 
-  // Plans all table-routed layers. token_ids [rows], chunks cover them. Never allocates.
-  void Build(std::span<const int32_t> token_ids, std::span<const RouteChunk> chunks);
+  // Plans all table-routed layers. token_ids, domains: [rows]. Never allocates.
+  void Build(std::span<const int32_t> token_ids, std::span<const int32_t> domains);
+  // Plans one table-routed layer anew, for other rows. Never allocates.
+  void BuildTable(int sparse_layer, std::span<const int32_t> token_ids, std::span<const int32_t> domains);
   // Plans one gate-routed layer. experts, weights: [rows, k] of what the gate chose, in slot order. Never allocates.
   void BuildGated(int sparse_layer, int rows, std::span<const int32_t> experts, std::span<const float> weights);
 

@@ -228,9 +228,10 @@ TEST_P(ReferenceTest, GateRoutedModelsChooseTheExpertsOfTransformers) {
     std::vector<int32_t> blocks(16);
     std::iota(blocks.begin(), blocks.end(), 0);
     std::vector<uint64_t> before(layers.size() * static_cast<size_t>(num_experts));
+    const int32_t first_row = 0;  // without logits, the last layer would choose nothing
     for (size_t t = 0; t < ids.size(); ++t) {
       const StepChunk chunk{.num_rows = 1, .position = static_cast<int>(t), .blocks = blocks};
-      l.model->Forward({.token_ids = ids.subspan(t, 1), .chunks = {&chunk, 1}, .logit_rows = {}}, l.cache);
+      l.model->Forward({.token_ids = ids.subspan(t, 1), .chunks = {&chunk, 1}, .logit_rows = {&first_row, 1}}, l.cache);
       for (size_t i = 0; i < layers.size(); ++i) {
         std::vector<int32_t> chosen;
         for (int e = 0; e < num_experts; ++e) {

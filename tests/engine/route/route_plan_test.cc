@@ -20,8 +20,8 @@ TEST(RoutePlan, ATokenVisitsTheExpertsThatItsDomainsTableNames) {
   const TableRouter router = SmallRouter();
   RoutePlan plan({{&router, 5, 2}}, 4);
   const std::vector<int32_t> ids = {4, 2, 0, 3};
-  const std::vector<RouteChunk> chunks = {{0, 0, 2}, {1, 2, 2}};
-  plan.Build(ids, chunks);
+  const std::vector<int32_t> domains = {0, 0, 1, 1};
+  plan.Build(ids, domains);
   const LayerRoute& r = plan.layer(0);
 
   // By hand from the tables above: [row][slot], experts of domain 1 are numbered from 3.
@@ -53,13 +53,13 @@ TEST(RoutePlan, EveryVisitIsAnEntryOnceAndRowsAscendWithinAnExpert) {
   RoutePlan plan({{&router, 12, 3}, {&router, 12, 3}}, 64);
   for (int round = 0; round < 50; ++round) {
     std::vector<int32_t> ids;
-    std::vector<RouteChunk> chunks;
+    std::vector<int32_t> domains;
     while (ids.size() < 1 + random() % 50) {
-      const int n = 1 + static_cast<int>(random() % 14);
-      chunks.push_back({static_cast<int>(random() % 3), static_cast<int>(ids.size()), n});
-      for (int i = 0; i < n; ++i) ids.push_back(static_cast<int32_t>(random() % kVocab));
+      const size_t n = 1 + random() % 14;
+      domains.resize(domains.size() + n, static_cast<int32_t>(random() % 3));
+      for (size_t i = 0; i < n; ++i) ids.push_back(static_cast<int32_t>(random() % kVocab));
     }
-    plan.Build(ids, chunks);
+    plan.Build(ids, domains);
     for (int layer = 0; layer < 2; ++layer) {
       const LayerRoute& r = plan.layer(layer);
       ASSERT_EQ(r.entries.size(), ids.size() * 3);
@@ -82,13 +82,29 @@ TEST(RoutePlan, EveryVisitIsAnEntryOnceAndRowsAscendWithinAnExpert) {
   }
 }
 
+TEST(RoutePlan, OneLayerIsPlannedAnewForFewerRows) {
+  const TableRouter router = SmallRouter();
+  RoutePlan plan({{&router, 5, 2}, {&router, 5, 2}}, 4);
+  plan.Build(std::vector<int32_t>{4, 2, 0, 3}, std::vector<int32_t>{0, 0, 1, 1});
+  plan.BuildTable(1, std::vector<int32_t>{2, 3}, std::vector<int32_t>{0, 1});
+  EXPECT_EQ(plan.layer(0).rows.size(), 8u);
+  // By hand: row 0 visits experts 2 and 0, row 1 visits 3 and 4.
+  const LayerRoute& r = plan.layer(1);
+  EXPECT_EQ(std::vector<int32_t>(r.entries.begin(), r.entries.end()), (std::vector<int32_t>{1, 0, 2, 3}));
+  EXPECT_EQ(std::vector<int32_t>(r.rows.begin(), r.rows.end()), (std::vector<int32_t>{0, 0, 1, 1}));
+  EXPECT_EQ(std::vector<float>(r.weights.begin(), r.weights.end()), (std::vector<float>{0.75f, 0.25f, 0.5f, 0.5f}));
+  ASSERT_EQ(r.experts.size(), 4u);
+  const int want[4] = {0, 2, 3, 4};
+  for (size_t i = 0; i < 4; ++i) EXPECT_EQ(r.experts[i].expert, want[i]);
+}
+
 // A gate's choice of one layer is sorted like a table's, and leaves the layers planned by tables as they are.
 TEST(RoutePlan, AGatesChoiceIsPlannedWhenItsLayerRuns) {
   const TableRouter router = SmallRouter();
   RoutePlan plan({{&router, 5, 2}, {nullptr, 8, 3}}, 4);
   const std::vector<int32_t> ids = {4, 2};
-  const std::vector<RouteChunk> chunks = {{0, 0, 2}};
-  plan.Build(ids, chunks);
+  const std::vector<int32_t> domains = {0, 0};
+  plan.Build(ids, domains);
   const std::vector<int32_t> table_entries(plan.layer(0).entries.begin(), plan.layer(0).entries.end());
   const std::vector<int32_t> experts = {7, 0, 3, /*row 1*/ 3, 7, 1};
   const std::vector<float> weights = {0.5f, 0.3f, 0.2f, 0.6f, 0.3f, 0.1f};
