@@ -89,6 +89,8 @@ constexpr std::string_view KvTypeName(KvType t) {
 // is streamed once, front to back. The last panel and the inner dimension are padded with zeros. The layout depends on
 // the weight type only, not on the tier.
 inline constexpr int kPanelWidth = 64;
+// A last panel of kF32 with at most so many features, a gate's, has them side by side at the front: one stream, too.
+inline constexpr int kNarrowWidth = 16;
 constexpr int NumPanels(int out_features) { return (out_features + kPanelWidth - 1) / kPanelWidth; }
 size_t PackedPanelBytes(WeightType type, int in_features);
 inline size_t PackedBytes(WeightType type, int out_features, int in_features) {

@@ -64,17 +64,17 @@ inline void PrepareActivations(ActivationForm form, const float* x, size_t x_str
 
 // ---- Panels of floats ----
 
-// A unit is a step: 256 bytes.
-template <class Dot>
+// A unit is a step: 256 bytes, or of a narrow panel 64.
+template <class Dot, int kLinesOfUnit = kPanelLines>
 struct FloatPanels {
   static constexpr ActivationForm kForm = Dot::kForm;
   static constexpr int kRowsOfTile = kTileRows;
-  static constexpr int kLinesOfTile = kTileLines;
+  static constexpr int kUnitLines = kLinesOfUnit;
+  static constexpr int kLinesOfTile = SmallerOf(kTileLines, kUnitLines);
   static constexpr int kFullWidth = kFullWidthRows;
-  static constexpr size_t kUnitBytes = kStepBytes;
+  static constexpr size_t kUnitBytes = kUnitLines * kLineBytes;
   static constexpr size_t kUnitActivationBytes = Dot::kStepActivationBytes;
   static constexpr bool kAsksTwice = false;
-  static constexpr bool kNarrow = std::is_same_v<Dot, F32Dot>;
 
   static SCION_KERNEL size_t StreamAhead(int /*rows*/) { return 0; }
   static SCION_KERNEL int Units(int in_features) { return Dot::Steps(in_features); }
@@ -97,14 +97,14 @@ struct FloatPanels {
       for (int l = 0; l < kLines; ++l) {
         w[l] = Dot::template LoadWeights<kOnce>(weights + static_cast<size_t>(l) * kLineBytes);
       }
-      PrefetchNext<kPanelLines>(ahead);
+      PrefetchNext<kUnitLines>(ahead);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const typename Dot::Activation a = Dot::Broadcast(x + static_cast<size_t>(r) * x_row_bytes);
 #pragma GCC unroll 4
         for (int l = 0; l < kLines; ++l) acc[r][l] = Dot::Accumulate(acc[r][l], w[l], a);
       }
-      weights += kStepBytes;
+      weights += kUnitBytes;
       x += Dot::kStepActivationBytes;
     }
 #pragma GCC unroll 16
@@ -117,6 +117,19 @@ struct FloatPanels {
 };
 
 // ---- Matrices ----
+
+// MultiplyPanel on a panel of so many features; see there.
+template <class Panels>
+inline void MultiplyOnePanel(const std::byte* panel, const std::byte* next, int units, const std::byte* x,
+                             size_t x_row_bytes, int rows, int columns, bool once, float* sums) {
+  if constexpr (std::is_same_v<Panels, FloatPanels<F32Dot>>) {
+    if (columns <= kNarrowWidth) {
+      using Narrow = FloatPanels<F32Dot, kNarrowWidth / 16>;
+      return MultiplyPanel<Narrow>(panel, next, units, x, x_row_bytes, rows, columns, once, sums);
+    }
+  }
+  MultiplyPanel<Panels>(panel, next, units, x, x_row_bytes, rows, columns, once, sums);
+}
 
 SCION_KERNEL void StoreLine(float* y, F32x16 x, int columns, StoreTo to) {
   if (columns >= 16) {
@@ -181,12 +194,13 @@ inline void MultiplyPanels(const PackedMatrix& gate, const PackedMatrix* up, con
       const std::byte* weights = gate.data + static_cast<size_t>(panel) * step;
       const int columns = SmallerOf(kPanelWidth, gate.out_features - panel * kPanelWidth);
       if (up == nullptr) {
-        MultiplyPanel<Panels>(weights, weights + step, units, x, x_row_bytes, n, columns, gate.past_caches, sums);
+        MultiplyOnePanel<Panels>(weights, weights + step, units, x, x_row_bytes, n, columns, gate.past_caches, sums);
       } else {
         const std::byte* up_weights =
             up->data + static_cast<size_t>(panel) * panel_bytes * static_cast<size_t>(up->panel_stride);
-        MultiplyPanel<Panels>(weights, up_weights, units, x, x_row_bytes, n, columns, gate.past_caches, sums);
-        MultiplyPanel<Panels>(up_weights, weights + step, units, x, x_row_bytes, n, columns, up->past_caches, up_sums);
+        MultiplyOnePanel<Panels>(weights, up_weights, units, x, x_row_bytes, n, columns, gate.past_caches, sums);
+        MultiplyOnePanel<Panels>(up_weights, weights + step, units, x, x_row_bytes, n, columns, up->past_caches,
+                                 up_sums);
       }
       // Of some rows all products, then all that is stored: each of the two has a long chain from a row's values to its
       // result, and the processor doesn't look ahead far enough for several of both.

@@ -48,13 +48,14 @@ struct BlockPanels {
   using Format = BlockFormat<kType>;
   static constexpr ActivationForm kForm = ActivationForm::kInt8;
   static constexpr int kRowsOfTile = kBlockTileRows;
+  static constexpr int kUnitLines = kPanelLines;
   static constexpr int kLinesOfTile = kBlockTileLines;
   static constexpr int kFullWidth = kBlockFullWidthRows;
   static constexpr size_t kUnitBytes = Format::kUnitBytes;
+  static_assert(Format::kBytes % kLineBytes == 0 && Format::kSuperBytes % kLineBytes == 0);  // LoadBitsOnce faults else
   static constexpr size_t kUnitActivationBytes = Format::kBlocksPerUnit * sizeof(ActivationBlock);
   static constexpr bool kEightBits = !Format::kFourBits && !Format::kSixBits;
   static constexpr bool kAsksTwice = kEightBits;
-  static constexpr bool kNarrow = false;
 
   // Of 4-bit codes with three rows, so much is computed between two lines that the processor has too few of them
   // in flight; beyond the page that it is in, it doesn't fetch by itself.

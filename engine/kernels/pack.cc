@@ -13,9 +13,9 @@ namespace {
 
 // Rows go into their column of the panel: n is the feature's number in the panel.
 
-void PackF32(const float* row, size_t k_count, size_t n, std::byte* out) {
+void PackF32(const float* row, size_t k_count, size_t n, size_t width, std::byte* out) {
   float* to = reinterpret_cast<float*>(out) + n;
-  for (size_t k = 0; k < k_count; ++k) to[k * kPanelWidth] = row[k];
+  for (size_t k = 0; k < k_count; ++k) to[k * width] = row[k];
 }
 
 void PackHalves(WeightType type, const uint16_t* row, size_t k_count, size_t n, std::byte* out) {
@@ -168,7 +168,8 @@ void PackPanel(DType source_type, const std::byte* rows, int num_rows, int in_fe
     }
     DequantizeRow(source_type, row, in_features, values.data());
     if (type == WeightType::kF32) {
-      PackF32(values.data(), k_count, static_cast<size_t>(n), out);
+      PackF32(values.data(), k_count, static_cast<size_t>(n),
+              static_cast<size_t>(num_rows <= kNarrowWidth ? kNarrowWidth : kPanelWidth), out);
       continue;
     }
     if (!IsBlocked(type)) {

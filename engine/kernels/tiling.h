@@ -7,13 +7,12 @@
 //   row block   up to kMaxBlockRows rows, whose activations stay in L2 while the panels pass
 //   panel       64 output features, streamed front to back
 //   part        equal shares of the panel, at most kPassBytes, which stay in L2 while the row tiles pass
-//   row tile    at most Panels::kRowsOfTile x kLinesOfTile*16 accumulators in registers, or kFullWidth x 64
+//   row tile    at most Panels::kRowsOfTile x kLinesOfTile*16 accumulators in registers, or kFullWidth x kUnitLines*16
 //
-// `Panels` says what a panel consists of: Units(in_features) units of kUnitBytes, each multiplied with
-// kUnitActivationBytes of a prepared row, by AccumulateTile (kOnce: no other tile reads these weights).
-// StreamAhead(rows): how many bytes ahead to fetch where a part is passed over once, or 0. kAsksTwice: whether each of
-// two passes asks for all that comes next. kNarrow: whether matrices of at most 16 features (gates) have tiles of their
-// own.
+// `Panels` says what a panel consists of: Units(in_features) units of kUnitBytes, in which kUnitLines lines lie side by
+// side, each multiplied with kUnitActivationBytes of a prepared row, by AccumulateTile (kOnce: no other tile reads
+// these weights). StreamAhead(rows): how many bytes ahead to fetch where a part is passed over once, or 0. kAsksTwice:
+// whether each of two passes asks for all that comes next.
 #pragma once
 
 #include "engine/kernels/kernels.h"
@@ -34,7 +33,7 @@ constexpr size_t kFewRowsPassBytes = 18 * 1024;
 // More rows than these compute for so long that what they ask for does come.
 constexpr int kManyRows = 64;
 
-SCION_KERNEL int SmallerOf(int a, int b) { return a < b ? a : b; }
+SCION_KERNEL constexpr int SmallerOf(int a, int b) { return a < b ? a : b; }
 
 // What a tile asks for ahead of time: for every four lines that it passes, the next `lines` from `at`; none, one, two
 // or four. Reading past the end of a matrix is not an issue: a prefetch never faults.
@@ -57,11 +56,11 @@ SCION_KERNEL void PrefetchNext(PrefetchStream& stream) {
 
 template <class Panels>
 constexpr int PassLines(int rows) {
-  return rows <= Panels::kFullWidth ? kPanelLines : Panels::kLinesOfTile;
+  return rows <= Panels::kFullWidth ? Panels::kUnitLines : Panels::kLinesOfTile;
 }
 template <class Panels>
 constexpr int Passes(int rows) {
-  return kPanelLines / PassLines<Panels>(rows);
+  return Panels::kUnitLines / PassLines<Panels>(rows);
 }
 
 // The first `lines` lines of a row tile, or a few more; rows <= kRows.
@@ -75,12 +74,6 @@ inline void AccumulateRows(int rows, int lines, const std::byte* weights, int un
     return;
   }
   constexpr int kLines = PassLines<Panels>(kRows);
-  if constexpr (Panels::kNarrow) {
-    if (lines == 1) {
-      Panels::template AccumulateTile<kRows, 1, kOnce>(weights, 0, units, x, x_row_bytes, first, prefetch, sums);
-      return;
-    }
-  }
   for (int line = 0; line < lines; line += kLines) {
     Panels::template AccumulateTile<kRows, kLines, kOnce>(weights, line, units, x, x_row_bytes, first, prefetch,
                                                           sums + line * 16);
@@ -127,7 +120,7 @@ inline void ReusePart(const PanelPart& part, size_t x_row_bytes, int rows, int t
 }
 
 // The first `columns` of sums [rows, kPanelWidth] = x panel^T, rows <= kMaxBlockRows; what is in the others has no
-// meaning. `next`: the panel that will be read after this one. once: of several steps, this one alone needs it.
+// meaning. `next`: the panel that will be read after this one. once: until the next step the caches lose it anyway.
 template <class Panels>
 inline void MultiplyPanel(const std::byte* panel, const std::byte* next, int units, const std::byte* x,
                           size_t x_row_bytes, int rows, int columns, bool once, float* sums) {

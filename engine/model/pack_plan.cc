@@ -138,7 +138,7 @@ std::string PackPlan::LayoutHash() const {
     if (item.matrix == nullptr) continue;
     for (const TensorInfo* part : item.parts) pairs.emplace(part->dtype, item.type);
   }
-  // A panel whose bytes, read as numbers of any type, are finite.
+  // Panels whose bytes, read as numbers of any type, are finite: a full one, and one of few features.
   constexpr int kInFeatures = 512;
   Sha256 hash;
   for (const auto& [source, type] : pairs) {
@@ -148,9 +148,13 @@ std::string PackPlan::LayoutHash() const {
       random = random * 1664525 + 1013904223;
       b = static_cast<std::byte>(random >> 24 & 0x3f);
     }
-    std::vector<std::byte> panel(kernels::PackedPanelBytes(type, kInFeatures));
-    kernels::PackPanel(source, rows.data(), kernels::kPanelWidth, kInFeatures, type, panel.data());
-    hash.Update(panel);
+    std::vector<std::byte> panel(kernels::PackedPanelBytes(type, kInFeatures) + 64);
+    const size_t past = reinterpret_cast<uintptr_t>(panel.data()) % 64;
+    const std::span<std::byte> aligned = std::span(panel).subspan(64 - past, panel.size() - 64);
+    for (const int features : {kernels::kPanelWidth, 3}) {
+      kernels::PackPanel(source, rows.data(), features, kInFeatures, type, aligned.data());
+      hash.Update(aligned);
+    }
   }
   return hash.FinishHex();
 }

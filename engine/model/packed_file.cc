@@ -23,7 +23,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr int kVersion = 2;  // of the file; how weights lie in it has a hash of its own
+// To be raised when the panels of an item are put in another order; how a panel lies has a hash of its own.
+constexpr int kVersion = 3;
 constexpr size_t kPageBytes = 4096;
 // The page cache keeps what is written in pieces of a huge page's size and place as huge pages, where the file system
 // has them: mapped, they cost neither page faults nor entries of the TLB.
@@ -54,28 +55,6 @@ absl::StatusOr<std::string> SampleHash(const ReadOnlyFile& file) {
   for (uint64_t i = 0; i < kSamples; ++i) {
     SCION_RETURN_IF_ERROR(file.Read((file.size() - sample.size()) / (kSamples - 1) * i, sample));
     hash.Update(sample);
-  }
-  return hash.FinishHex();
-}
-
-// Tells how this build packs: another layout makes other bytes of the same rows, be its size the same.
-std::string LayoutHash() {
-  constexpr int kIn = 256, kRows = 3;
-  Sha256 hash;
-  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_1,
-                           DType::kQ5_0, DType::kQ5_1, DType::kQ4K, DType::kQ5K, DType::kQ6K}) {
-    std::vector<std::byte> rows(kRows * DTypeRowBytes(type, kIn));
-    uint32_t state = 1;
-    for (std::byte& b : rows) {
-      state = state * 1664525 + 1013904223;
-      b = static_cast<std::byte>(state >> 24);
-    }
-    const kernels::WeightType packed = *kernels::ExactWeightType(type);
-    std::vector<std::byte> panel(kernels::PackedPanelBytes(packed, kIn) + kernels::kPanelWidth);
-    const size_t odd = reinterpret_cast<uintptr_t>(panel.data()) % 64;
-    const std::span<std::byte> aligned(panel.data() + (64 - odd) % 64, kernels::PackedPanelBytes(packed, kIn));
-    kernels::PackPanel(type, rows.data(), kRows, kIn, packed, aligned.data());
-    hash.Update(aligned);
   }
   return hash.FinishHex();
 }
@@ -152,8 +131,7 @@ absl::Status WriteAll(AtomicFileWriter& writer, const PackPlan& plan, std::strin
 }  // namespace
 
 absl::StatusOr<std::string> PackedFileHeader(const PackPlan& plan) {
-  static const std::string kLayout = LayoutHash();
-  std::string text = absl::StrCat("scion packed weights, version ", kVersion, ", layout ", kLayout, "\nweights ",
+  std::string text = absl::StrCat("scion packed weights, version ", kVersion, "\nweights ",
                                   ToAbsl(WeightModeName(plan.mode())), ", ", plan.bytes(), " bytes\n");
   const Checkpoint& checkpoint = plan.checkpoint();
   for (const int index : plan.Files()) {

@@ -43,16 +43,25 @@ void PeakFlops(benchmark::State& state, Tier tier, int threads) {
   for (auto _ : state) state.counters["FLOP/s"] = bench::PeakFlops(pool, tier);
 }
 
-// Matrices of [kOut, in_features], as many as fill `bytes`.
+// Matrices of [kOut, in_features], as many as fill `bytes`; pairs: two and two with their panels in turn, as gate and
+// up.
 struct Matrices {
   AlignedBuffer buffer;
   std::vector<PackedMatrix> all;
 
-  Matrices(WeightType type, int out_features, int in_features, size_t bytes) {
+  Matrices(WeightType type, int out_features, int in_features, size_t bytes, bool pairs, bool past_caches) {
     const size_t one = PackedBytes(type, out_features, in_features);
-    const size_t count = std::max(size_t{1}, bytes / one);
+    const size_t count = std::max(size_t{2}, bytes / one / 2 * 2);
     buffer = RandomBuffer(one * count);
-    for (size_t i = 0; i < count; ++i) all.push_back({buffer.data() + i * one, out_features, in_features, type});
+    for (size_t i = 0; i < count; ++i) {
+      const size_t at = pairs ? i / 2 * 2 * one + i % 2 * PackedPanelBytes(type, in_features) : i * one;
+      all.push_back({.data = buffer.data() + at,
+                     .out_features = out_features,
+                     .in_features = in_features,
+                     .type = type,
+                     .panel_stride = pairs ? 2 : 1,
+                     .past_caches = past_caches});
+    }
   }
 };
 
@@ -69,7 +78,7 @@ struct Activations {
 
 void Decode(benchmark::State& state, const KernelTable& k, WeightType type, int rows, bool swiglu) {
   constexpr int kIn = 1024, kOut = 2816;
-  const Matrices m(type, kOut, kIn, kStreamBytes);
+  const Matrices m(type, kOut, kIn, kStreamBytes, swiglu, true);
   const Activations a(k, type, rows, kIn);
   const ActivationForm form = k.activation_form(type);
   std::vector<float> y(static_cast<size_t>(rows * kOut));
@@ -91,7 +100,7 @@ void Decode(benchmark::State& state, const KernelTable& k, WeightType type, int 
 
 void Prefill(benchmark::State& state, const KernelTable& k, WeightType type, int in_features, bool swiglu) {
   constexpr int kRows = 512, kOut = 1024;
-  const Matrices m(type, kOut, in_features, 2 * PackedBytes(type, kOut, in_features));
+  const Matrices m(type, kOut, in_features, 2 * PackedBytes(type, kOut, in_features), swiglu, false);
   const Activations a(k, type, kRows, in_features);
   const ActivationForm form = k.activation_form(type);
   std::vector<float> y(kRows * kOut);

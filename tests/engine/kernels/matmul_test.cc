@@ -10,7 +10,7 @@ namespace scion::kernels {
 namespace {
 
 constexpr int kInFeatures[] = {1, 2, 31, 32, 33, 192, 517};
-constexpr int kOutFeatures[] = {1, 63, 64, 65, 192, 200};
+constexpr int kOutFeatures[] = {1, 16, 17, 63, 64, 65, 80, 192, 200};
 constexpr int kRows[] = {1, 2, 3, 5, 12, 13, 16, 33, 300};
 constexpr WeightType kTypes[] = {WeightType::kBF16, WeightType::kF32, WeightType::kF16};
 

@@ -10,7 +10,7 @@ namespace {
 
 // Where the layout puts w[n, k] of a panel, in elements: written out from the README's picture.
 size_t Bf16Index(int n, int k) { return static_cast<size_t>((k / 2) * 128 + (n / 16) * 32 + (n % 16) * 2 + k % 2); }
-size_t F32Index(int n, int k) { return static_cast<size_t>(k * 64 + n); }
+size_t F32Index(int n, int k, int width = 64) { return static_cast<size_t>(k * width + n); }
 
 template <typename T>
 const std::byte* BytesOf(const std::vector<T>& v) {
@@ -45,14 +45,17 @@ TEST(PackTest, Bf16WeightsKeepTheirBitsAndThePaddingIsZero) {
 }
 
 TEST(PackTest, F32WeightsKeepTheirBits) {
-  constexpr int kRows = 63, kIn = 7;
-  const std::vector<float> w = RandomFloats(kRows * kIn, 80);
+  constexpr int kIn = 7;
   const AlignedBuffer out = MakeBuffer(PackedPanelBytes(WeightType::kF32, kIn));
-  std::memset(out.data(), 0xff, out.size());
-  PackPanel(DType::kF32, BytesOf(w), kRows, kIn, WeightType::kF32, out.data());
-  for (int k = 0; k < kIn; ++k) {
-    for (int n = 0; n < 64; ++n) {
-      ASSERT_EQ(out.as<float>()[F32Index(n, k)], n < kRows ? w[static_cast<size_t>(n * kIn + k)] : 0.0f);
+  for (const auto& [rows, width] : {std::pair{1, 16}, {16, 16}, {17, 64}, {63, 64}}) {
+    const std::vector<float> w = RandomFloats(static_cast<size_t>(rows * kIn), 80);
+    std::memset(out.data(), 0xff, out.size());
+    PackPanel(DType::kF32, BytesOf(w), rows, kIn, WeightType::kF32, out.data());
+    for (int k = 0; k < kIn; ++k) {
+      for (int n = 0; n < width; ++n) {
+        ASSERT_EQ(out.as<float>()[F32Index(n, k, width)], n < rows ? w[static_cast<size_t>(n * kIn + k)] : 0.0f)
+            << rows << " rows";
+      }
     }
   }
 }
@@ -107,9 +110,9 @@ TEST(PackTest, Bf16SourceWidensExactly) {
   const std::vector<uint16_t> w = {0x3f81, 0x0001, 0xff80};
   const AlignedBuffer out = MakeBuffer(PackedPanelBytes(WeightType::kF32, 3));
   PackPanel(DType::kBF16, BytesOf(w), 1, 3, WeightType::kF32, out.data());
-  EXPECT_EQ(out.as<float>()[F32Index(0, 0)], 1.0f + 0x1p-7f);
-  EXPECT_EQ(out.as<float>()[F32Index(0, 1)], 0x1p-133f);
-  EXPECT_EQ(out.as<float>()[F32Index(0, 2)], -std::numeric_limits<float>::infinity());
+  EXPECT_EQ(out.as<float>()[F32Index(0, 0, 16)], 1.0f + 0x1p-7f);
+  EXPECT_EQ(out.as<float>()[F32Index(0, 1, 16)], 0x1p-133f);
+  EXPECT_EQ(out.as<float>()[F32Index(0, 2, 16)], -std::numeric_limits<float>::infinity());
 }
 
 }  // namespace

@@ -93,19 +93,23 @@ inline std::vector<float> MatMulOf(const KernelTable& k, PackedMatrix w, const s
 }
 
 // silu(x gate^T) * (x up^T) of panels [begin, end) as fp32, other columns -77: what matmul_swiglu gives for a matrix
-// that takes fp32.
-inline std::vector<float> Swiglu(const KernelTable& k, const PackedMatrix& gate, const PackedMatrix& up,
-                                 const std::byte* activations, int rows, int begin, int end) {
+// that takes fp32. The same bits whether the weights are read past the caches or not.
+inline std::vector<float> Swiglu(const KernelTable& k, PackedMatrix gate, PackedMatrix up, const std::byte* activations,
+                                 int rows, int begin, int end) {
   const size_t row_bytes = k.activation_row_bytes(ActivationForm::kF32, gate.out_features);
   const AlignedBuffer out = MakeBuffer(static_cast<size_t>(rows) * row_bytes);
-  for (size_t i = 0; i < out.size() / sizeof(float); ++i) out.as<float>()[i] = -77.0f;
-  k.matmul_swiglu(gate, up, activations, rows, begin, end, ActivationForm::kF32, out.data());
-  std::vector<float> y;
-  for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
-    const float* row = reinterpret_cast<const float*>(out.data() + r * row_bytes);
-    y.insert(y.end(), row, row + gate.out_features);
+  std::vector<float> y[2];
+  for (bool past_caches : {false, true}) {
+    gate.past_caches = up.past_caches = past_caches;
+    for (size_t i = 0; i < out.size() / sizeof(float); ++i) out.as<float>()[i] = -77.0f;
+    k.matmul_swiglu(gate, up, activations, rows, begin, end, ActivationForm::kF32, out.data());
+    for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
+      const float* row = reinterpret_cast<const float*>(out.data() + r * row_bytes);
+      y[past_caches].insert(y[past_caches].end(), row, row + gate.out_features);
+    }
   }
-  return y;
+  EXPECT_TRUE(SameBytes(y[0].data(), y[1].data(), y[0].size() * sizeof(float))) << "rows " << rows;
+  return y[1];
 }
 
 constexpr double kF32Epsilon = 0x1p-24;  // half a unit in the last place, relative
