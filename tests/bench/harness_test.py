@@ -45,7 +45,11 @@ class LimitsTest(unittest.TestCase):
         kv = 32 * 2 * 512 * 2 * 16
         self.assertAlmostEqual(limits.limit(row("decode-dense-bf16"), self.limits),
                                45e9 / (2 * (weights + 32000 * 1024) + kv), places=6)
-        attention = 2 * 512 * 1024 * 16
+        # A prompt of 512: fifteen layers for each token; of the last, two matrices of 1024 * 512 for each, all else once,
+        # and one token that looks at 512 others.
+        once = 2 * 1024 ** 2 + 3 * 1024 * 2816
+        weights = 15 * (once + 2 * 1024 * 512) + 2 * 1024 * 512 + once / 512
+        attention = 15 * 2 * 512 * 1024 + 4 * 1024
         self.assertAlmostEqual(limits.limit(row("prefill-dense-bf16"), self.limits), 940e9 / (2 * weights + attention),
                                places=6)
         self.assertAlmostEqual(limits.limit(row("prefill-dense-q8_0"), self.limits),

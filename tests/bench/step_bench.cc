@@ -89,6 +89,7 @@ double Median(std::vector<double> v) {
 // Parameters that one token of one domain uses, without the embedding's look-up.
 struct ActiveSize {
   double per_layers = 0;  // all layers
+  double last_layer = 0;  // of those, what a prompt needs for its last token only: all but keys and values
   double head = 0;
 };
 
@@ -98,16 +99,21 @@ ActiveSize Active(const ModelSpec& s) {
   for (const LayerSpec& l : s.layers) {
     const double q = l.attention.num_heads * l.attention.head_dim;
     const double kv = l.attention.num_kv_heads * l.attention.head_dim;
-    a.per_layers += hidden * (2 * q + 2 * kv) + 3 * hidden * l.ffn.intermediate_size * l.ffn.num_experts_per_tok;
+    a.last_layer = hidden * 2 * q + 3 * hidden * l.ffn.intermediate_size * l.ffn.num_experts_per_tok;
+    a.per_layers += a.last_layer + hidden * 2 * kv;
   }
   a.head = hidden * s.vocab_size;
   return a;
 }
 
 double PrefillFlops(const ModelSpec& spec, const ActiveSize& active, int tokens) {
-  double flops = 2 * (active.per_layers * tokens + active.head);
-  for (const LayerSpec& l : spec.layers) flops += 2.0 * tokens * tokens * l.attention.num_heads * l.attention.head_dim;
-  return flops;
+  double flops = 2 * (active.per_layers * tokens - active.last_layer * (tokens - 1) + active.head);
+  double attention = 0;  // of a layer
+  for (const LayerSpec& l : spec.layers) {
+    attention = 2.0 * tokens * tokens * l.attention.num_heads * l.attention.head_dim;
+    flops += attention;
+  }
+  return flops - attention + 2 * attention / tokens;
 }
 
 // One round; a figure that was not asked for is absent. Rates are tokens/s of all streams together.

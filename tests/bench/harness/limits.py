@@ -109,11 +109,17 @@ def limit(row, limits):
 
 def _prompt_seconds(shape, type_, tokens, threads):
     """Of one token. Scales of blocks of 32 leave 80% of the int8 peak to the matrices: two multiplications beside eight
-    dot products, in the same units. Attention multiplies keys and values of 16 bits."""
-    all_flops, rate = roof.prefill(shape, type_, n=tokens, T=threads)
-    attention = all_flops - roof.prefill(shape, type_, n=0, T=threads)[0]
-    peak = rate * all_flops * (BLOCK_SCALE_SHARE if roof.Q[type_][2] == "i8" else 1)
-    return (all_flops - attention) / peak + attention / roof.PK["bf16"][threads]
+    dot products, in the same units. Attention multiplies keys and values of 16 bits. In the last layer only keys and
+    values are needed of all tokens, all else of the last one; roof.py counts it for all."""
+    sizes = roof.S[shape]
+    matrices = roof.prefill(shape, type_, n=0, T=threads)[0]
+    attention = roof.prefill(shape, type_, n=tokens, T=threads)[0] - matrices
+    key_and_value = 2 * sizes["d"] * sizes["kv"]
+    matrices -= 2 * (sizes["attn"] - key_and_value + sizes["K"] * sizes["ex"]) * (1 - 1 / tokens)
+    attention *= 1 - (1 - 2 / tokens) / sizes["L"]
+    number = roof.Q[type_][2]
+    peak = roof.PK[number][threads] * (BLOCK_SCALE_SHARE if number == "i8" else 1)
+    return matrices / peak + attention / roof.PK["bf16"][threads]
 
 
 def _mixed(shape, type_, row, threads, context):
