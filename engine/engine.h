@@ -129,7 +129,8 @@ struct DomainStats {
   uint64_t prompt_tokens = 0;  // computed
   uint64_t generated_tokens = 0;
   uint64_t weight_bytes = 0;  // packed
-  // [sparse layer, expert]: tokens routed since start, in order of ModelSpec::SparseLayers().
+  // [sparse layer, expert]: tokens computed since start, in order of ModelSpec::SparseLayers(); in the last layer,
+  // those whose logits were wanted.
   std::vector<std::vector<uint64_t>> expert_tokens;
 };
 

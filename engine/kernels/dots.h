@@ -1,5 +1,5 @@
-// Dot policies: what matmul does with one step of a panel, 256 bytes: four lines of 16 output features. A step covers
-// two values of k in bf16, one in fp32. Included after a simd_*.h; see there.
+// Dot policies: what matmul does with one step of a panel: four lines of 16 output features (of a gate one). A step
+// covers two values of k in bf16, one in fp32. Included after a simd_*.h; see there.
 //
 // A policy is the only place where tiers of one SIMD width differ, so that the text of matmul.h is the same for all.
 #pragma once

@@ -86,8 +86,8 @@ constexpr std::string_view KvTypeName(KvType t) {
 // ---- Packed weights ----
 
 // A matrix W [out_features, in_features] is cut into panels of kPanelWidth output features; a panel is contiguous and
-// is streamed once, front to back. The last panel and the inner dimension are padded with zeros. The layout depends on
-// the weight type only, not on the tier.
+// is streamed once, front to back. The last panel and the inner dimension are padded with zeros. The layout
+// depends on the weight type, and for kF32 on whether the panel is narrow, not on the tier.
 inline constexpr int kPanelWidth = 64;
 // A last panel of kF32 with at most so many features, a gate's, has them side by side at the front: one stream, too.
 inline constexpr int kNarrowWidth = 16;

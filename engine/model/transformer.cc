@@ -5,6 +5,7 @@
 #include <cassert>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "engine/kernels/ggml_blocks.h"
@@ -224,7 +225,7 @@ void Transformer::MatMul(std::span<const PackedMatrix> matrices, const std::byte
     }
     column = next;
   }
-  const StoreTo to = WhereTo(static_cast<size_t>(rows), y_stride);
+  const StoreTo to = WhereTo(static_cast<size_t>(rows), last - first);
   SplitGroups(matmuls_, [](const MatrixRows& m) { return m.num_panels; });
   pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
     const MatMulTask& t = tasks_[static_cast<size_t>(task)];
@@ -325,25 +326,25 @@ void Transformer::PrepareExperts(int row, int layer, const float* norm) {
   }
 }
 
-void Transformer::KeepRows(std::span<const int32_t> kept, int layer) {
+void Transformer::KeepRows(std::span<const int32_t> kept) {
   const auto keep = [&](auto* first, size_t row_width) {
     for (size_t i = 0; i < kept.size(); ++i) {
       const size_t row = static_cast<size_t>(kept[i]);
       if (row != i) std::copy_n(first + row * row_width, row_width, first + i * row_width);
     }
   };
-  const LayerSpec& spec = spec_.layers[static_cast<size_t>(layer)];
+  const LayerSpec& last = spec_.layers.back();
   keep(row_chunk_.data(), 1);
   keep(row_position_.data(), 1);
   keep(row_token_.data(), 1);
   keep(row_domain_.data(), 1);
   keep(x_.as<float>(), static_cast<size_t>(spec_.hidden_size));
-  keep(activations_.data(), RowBytes(weights_.layers[static_cast<size_t>(layer)].qkv[0]));
+  keep(activations_.data(), RowBytes(weights_.layers.back().qkv[0]));
   for (AlignedBuffer* angles : {&cos_, &sin_}) {
-    keep(angles->as<float>(), static_cast<size_t>(spec.attention.head_dim / 2));
+    keep(angles->as<float>(), static_cast<size_t>(last.attention.head_dim / 2));
   }
-  if (spec.ffn.router == RouterKind::kTable) {
-    plan_.BuildTable(sparse_index_[static_cast<size_t>(layer)], std::span(row_token_).first(kept.size()),
+  if (last.ffn.router == RouterKind::kTable) {
+    plan_.BuildTable(sparse_index_.back(), std::span(row_token_).first(kept.size()),
                      std::span(row_domain_).first(kept.size()));
   }
 }
@@ -423,9 +424,9 @@ int Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer, in
   });
 
   if (drops_rows) {
-    KeepRows(batch.logit_rows, layer);
     rows = static_cast<int>(batch.logit_rows.size());
     if (rows == 0) return 0;
+    KeepRows(batch.logit_rows);
     MatMul(w.qkv, activations_.data(), rows, qkv_.as<float>(), width, 0, q_width);
     ForRows(rows, [&](int row, int) { rotate(row, 0, a.num_heads, w.q_norm); });
   }
@@ -548,7 +549,8 @@ void Transformer::Ffn(int rows, int layer) {
 
 void Transformer::Forward(const StepBatch& batch, KvCache& cache) {
   int rows = static_cast<int>(batch.token_ids.size());
-  assert(rows <= options_.max_step_rows && batch.logit_rows.size() <= batch.token_ids.size());
+  assert(rows <= options_.max_step_rows);
+  assert(std::ranges::adjacent_find(batch.logit_rows, std::greater_equal<>()) == batch.logit_rows.end());
   Embed(batch);
   plan_.Build(batch.token_ids, std::span(row_domain_).first(batch.token_ids.size()));
   for (int layer = 0; layer < static_cast<int>(spec_.layers.size()); ++layer) {

@@ -72,8 +72,8 @@ class Transformer final : public Model {
   // x += Attn(Norm x) of so many rows. Returns how many go on: in the last layer, whose keys and values are wanted of
   // all rows and nothing else but of those with logits, only those.
   int Attention(const StepBatch& batch, KvCache& cache, int layer, int rows);
-  // Leaves the given rows, ascending, in what is known of a row and in what the last layer's queries are made of.
-  void KeepRows(std::span<const int32_t> kept, int layer);
+  // Leaves the given rows in what is known of a row, in what the last layer's queries are made of, and in its plan.
+  void KeepRows(std::span<const int32_t> kept);
   // The tokens from `row` on, before `end`, that follow each other in one sequence.
   int RunOfTokens(int row, int end) const;
   // x += FFN(Norm x), dense or routed.

@@ -107,13 +107,13 @@ ActiveSize Active(const ModelSpec& s) {
 }
 
 double PrefillFlops(const ModelSpec& spec, const ActiveSize& active, int tokens) {
+  if (tokens == 0) return 0;
   double flops = 2 * (active.per_layers * tokens - active.last_layer * (tokens - 1) + active.head);
-  double attention = 0;  // of a layer
-  for (const LayerSpec& l : spec.layers) {
-    attention = 2.0 * tokens * tokens * l.attention.num_heads * l.attention.head_dim;
-    flops += attention;
-  }
-  return flops - attention + 2 * attention / tokens;
+  const auto attention = [](const LayerSpec& l, double queries, double keys) {
+    return 4 * queries * keys * l.attention.num_heads * l.attention.head_dim;
+  };
+  for (const LayerSpec& l : spec.layers) flops += attention(l, tokens, tokens / 2.0);
+  return flops - attention(spec.layers.back(), tokens, tokens / 2.0) + attention(spec.layers.back(), 1, tokens);
 }
 
 // One round; a figure that was not asked for is absent. Rates are tokens/s of all streams together.

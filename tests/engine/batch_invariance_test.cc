@@ -62,6 +62,8 @@ struct Outcome {
 
 struct TraceSummary {
   int widest_mixed_step = 0;  // rows of the largest step of at least 3 domains with both prefill and decode in it
+  int unwanted_rows = 0;
+  int steps_without_logits = 0;
 };
 
 struct Loaded {
@@ -140,6 +142,10 @@ std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, 
                              .blocks = s.blocks});
       domains.insert(s.domain);
       (s.num_computed >= s.num_prompt_tokens ? decode : prefill) += c.num_tokens;
+    }
+    if (summary != nullptr) {
+      summary->unwanted_rows += static_cast<int>(ids.size() - rows.size());
+      summary->steps_without_logits += rows.empty();
     }
     if (summary != nullptr && domains.size() >= 3 && prefill > 0 && decode > 0) {
       summary->widest_mixed_step = std::max(summary->widest_mixed_step, prefill + decode);
@@ -258,9 +264,17 @@ TEST_P(BatchInvarianceTest, LogitsHaveTheSameBitsAloneAndInCompany) {
                       &trace),
           alone, vocab);
       EXPECT_GE(trace.widest_mixed_step, 24);
+      EXPECT_GE(trace.unwanted_rows, 100);
       if (HasFailure()) return;
     }
   }
+  // One prompt and nothing else: steps of which nobody wants any logits.
+  Loaded l = LoadModel(**checkpoint, kernels, weights, 2, 512, 32);
+  TraceSummary trace;
+  ExpectSameBits(
+      RunTogether(l, {prompts[8]}, {.max_step_tokens = 64, .prefill_chunk_tokens = 64, .max_running = 1}, &trace),
+      {alone[8]}, vocab);
+  EXPECT_GT(trace.steps_without_logits, 0);
 }
 
 TEST_P(BatchInvarianceTest, ASequenceThatGaveWayComesOutTheSame) {

@@ -10,6 +10,9 @@
 #include <thread>
 
 #include "engine/engine.h"
+#include "engine/kv_cache/kv_cache.h"
+#include "engine/model/checkpoint.h"
+#include "engine/model/model.h"
 #include "tests/support/tiny_model.h"
 
 namespace {
@@ -93,6 +96,34 @@ TEST(SteadySteps, DoNotAllocate) {
   EXPECT_TRUE((*engine)->Submit(std::move(r)).ok());
   counting = false;
   EXPECT_GT(allocations, 0);
+}
+
+TEST(StepsOfPrompts, DoNotAllocate) {
+  test::TinyModelOptions options;
+  options.domains = {{"alpha", 3}, {"beta", 2}};
+  const test::TempDir directory;
+  test::WriteTinyModel(test::MakeTinyModel(options), directory.path());
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(directory.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  constexpr int kRows = 40;
+  const std::vector<int32_t> blocks = {0, 1};
+  const std::vector<int32_t> ids(kRows, 7);
+  const StepChunk chunk{.domain = 1, .num_rows = kRows, .blocks = blocks};
+  for (int threads : {1, 8}) {
+    ThreadPool pool(threads);
+    absl::StatusOr<std::unique_ptr<Model>> model =
+        Model::Load(**checkpoint, {.kv_type = DefaultKvType(**checkpoint, WeightMode::kAsIs)}, pool);
+    ASSERT_TRUE(model.ok()) << model.status();
+    absl::StatusOr<KvCache> cache = KvCache::Create((*model)->KvPlanes(), kernels::kKvBlockTokens, 2);
+    ASSERT_TRUE(cache.ok()) << cache.status();
+    for (const std::vector<int32_t>& wanted : {std::vector<int32_t>{}, {kRows - 1}, {0, 3, 6, 9, 39}}) {
+      allocations = 0;
+      counting = true;
+      (*model)->Forward({.token_ids = ids, .chunks = {&chunk, 1}, .logit_rows = wanted}, *cache);
+      counting = false;
+      EXPECT_EQ(allocations, 0) << threads << " threads, " << wanted.size() << " rows wanted";
+    }
+  }
 }
 
 TEST(StepsWithPrefixHits, DoNotAllocate) {

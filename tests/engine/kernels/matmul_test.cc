@@ -184,7 +184,7 @@ float OneAccumulator(const NamedTable& t, WeightType type, const float* x, const
 
 TEST_P(MatMulTest, EveryOutputIsOneAccumulatorInTheDocumentedOrder) {
   for (WeightType type : kTypes) {
-    for (int in : {1, 33, 517}) {
+    for (int in : {1, 33, 517, 2500}) {  // the last panel, of 8 features, has two parts of 2500
       constexpr int kOut = 200;
       const std::vector<float> w = RandomFloats(static_cast<size_t>(in * kOut), 4, type != WeightType::kF32);
       const OwnedMatrix m = Pack(w, kOut, in, type);

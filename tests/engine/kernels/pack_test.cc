@@ -57,6 +57,7 @@ TEST(PackTest, F32WeightsKeepTheirBits) {
             << rows << " rows";
       }
     }
+    for (int i = kIn * width; i < kIn * 64; ++i) ASSERT_EQ(out.as<float>()[i], 0.0f);
   }
 }
 
