@@ -4,10 +4,11 @@
 // A head's keys in a block are a panel of two lines, its values one of head_dim / 16, and both are multiplied by the
 // dot policies of matmul: a policy that takes its activations in bf16 gets queries and softmax weights rounded to bf16.
 //
-// Attention walks over the tiles of kKvBlockTokens tokens with an online softmax. All that an answer depends on is the
-// position and the cached bytes of positions up to it: a score is one accumulator over d ascending, the values are
-// added in order of tokens, a token beyond the position has the weight exp(-inf) = 0 in the softmax's sum, and its
-// value is not read. Tokens and heads that share keys go through a tile together, which changes nothing of that.
+// Attention walks over the tiles of kKvBlockTokens tokens with an online softmax, of powers of two: queries are
+// multiplied by log2(e), too. All that an answer depends on is the position and the cached bytes of positions up to it:
+// a score is one accumulator over d ascending, the values are added in order of tokens, a token beyond the position has
+// the weight 2^-inf = 0 in the softmax's sum, and its value is not read. Tokens and heads that share keys go through a
+// tile together, which changes nothing of that.
 #pragma once
 
 #include <cstring>
@@ -128,14 +129,16 @@ inline void WriteKv(const KvPlanes& planes, int32_t block, int slot, int tokens,
 template <class Dot>
 constexpr int kStepValues = static_cast<int>(Dot::kStepActivationBytes / (Dot::kForm == ActivationForm::kBF16 ? 2 : 4));
 
-// Stores 16 values in the form that the policy takes, at the place of value i, and returns them as they are there.
+// Stores 32 values in the form that the policy takes, and returns the sum of two in each lane, as they are there: lanes
+// i and i + 16, or a pair.
 template <class Dot>
-SCION_KERNEL F32x16 StoreForDot(F32x16 x, int i, std::byte* out) {
+SCION_KERNEL F32x16 StoreAndSum(F32x16 low, F32x16 high, std::byte* out) {
   if constexpr (Dot::kForm == ActivationForm::kBF16) {
-    return Dot::StoreActivations(reinterpret_cast<uint16_t*>(out) + i, x);
+    return Dot::StoreAndSum(reinterpret_cast<uint16_t*>(out), low, high);
   } else {
-    Store(reinterpret_cast<float*>(out) + i, x);
-    return x;
+    Store(out, low);
+    Store(out + kLineBytes, high);
+    return Add(low, high);
   }
 }
 
@@ -169,7 +172,7 @@ SCION_KERNEL void AccumulateSteps(const std::byte* panel, const std::byte* next,
 
 // Queries that go through the tiles together: rows of head_dim values each, and their softmax so far.
 struct Queries {
-  alignas(64) float q[kAttendHeads * kMaxAttendHeadDim];    // times the scale of scores
+  alignas(64) float q[kAttendHeads * kMaxAttendHeadDim];    // times the scale of scores and log2(e)
   alignas(64) float out[kAttendHeads * kMaxAttendHeadDim];  // not yet divided by sum
   float largest[kAttendHeads];
   alignas(64) float sum[kAttendHeads * 16];  // by lane
@@ -252,6 +255,7 @@ SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int toke
 // Adds the first `tokens` of a tile to the queries [first, first + kCount). `scores`: theirs, used up.
 template <class Kv, int kCount>
 inline void AttendTile(const KvTile& tile, int head_dim, int tokens, float* scores, int first, Queries& queries) {
+  using Dot = typename Kv::VDot;
   constexpr int kLines = 16 / kCount < kAttendLines ? (kCount > 8 ? 1 : 16 / kCount) : kAttendLines;
   float* out = queries.out + first * head_dim;
   const F32x16 minus_infinity = Set1(-__builtin_inff());
@@ -271,17 +275,18 @@ inline void AttendTile(const KvTile& tile, int head_dim, int tokens, float* scor
     rescale[i] = largest - now;
     largest = now;
   }
-  Store(rescale, ExpOfNonPositive(Load(rescale)));
-  alignas(64) std::byte prepared[kCount * kKvBlockTokens * sizeof(float)];
-  for (int i = 0; i < kCount; ++i) {
-    const F32x16 largest = Set1(queries.largest[first + i]);
+  Store(rescale, Exp2OfNonPositive(Load(rescale)));
+  constexpr size_t kWeightBytes = kKvBlockTokens / kStepValues<Dot> * Dot::kStepActivationBytes;
+  alignas(64) std::byte prepared[kCount * kWeightBytes];
+  for (size_t i = 0; i < kCount; ++i) {
+    const size_t at = static_cast<size_t>(first) + i;
+    const F32x16 largest = Set1(queries.largest[at]);
     const float* w = scores + i * kKvBlockTokens;
-    const F32x16 low =
-        StoreForDot<typename Kv::VDot>(ExpOfNonPositive(Sub(Load(w), largest)), i * kKvBlockTokens, prepared);
-    const F32x16 high =
-        StoreForDot<typename Kv::VDot>(ExpOfNonPositive(Sub(Load(w + 16), largest)), i * kKvBlockTokens + 16, prepared);
-    float* sum = queries.sum + (first + i) * 16;
-    Store(sum, MulAdd(Load(sum), Set1(rescale[i]), Add(low, high)));  // of the weights as rounded: they are 1 in all
+    const F32x16 low = Exp2OfNonPositive(Sub(Load(w), largest));
+    const F32x16 high = Exp2OfNonPositive(Sub(Load(w + 16), largest));
+    const F32x16 both = StoreAndSum<Dot>(low, high, prepared + i * kWeightBytes);
+    float* sum = queries.sum + at * 16;
+    Store(sum, MulAdd(Load(sum), Set1(rescale[i]), both));  // of the weights as rounded: they are 1 in all
   }
   int line = 0;
   for (; line + kLines <= head_dim / 16; line += kLines) {
@@ -311,13 +316,14 @@ inline void AttendQueries(const KvPlanes& planes, const int32_t* block_table, in
   const size_t head_bytes = static_cast<size_t>(head_dim * kKvBlockTokens) * sizeof(typename Kv::Element);
   const size_t head_offset = static_cast<size_t>(kv_head) * head_bytes;
   const int group_floats = heads * head_dim;
+  const F32x16 to_log2 = Set1(scale * 1.44269504f);
   Queries queries;
   alignas(64) float scores[kAttendHeads * kKvBlockTokens];
   for (int g = 0; g < kv_heads; ++g) {
     for (int r = 0; r < rows; ++r) {
       const float* from = q + static_cast<size_t>(r) * q_stride + g * group_floats;
       float* to = queries.q + (g * rows + r) * group_floats;
-      for (int i = 0; i < group_floats; i += 16) Store(to + i, Mul(Load(from + i), Set1(scale)));
+      for (int i = 0; i < group_floats; i += 16) Store(to + i, Mul(Load(from + i), to_log2));
     }
   }
   const int count = rows * heads;

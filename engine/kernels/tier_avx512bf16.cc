@@ -24,9 +24,11 @@ struct NativeBf16Dot {
   static SCION_KERNEL F32x16 Accumulate(F32x16 acc, const Weights& w, const Activation& x) {
     return _mm512_dpbf16_ps(acc, w, x);
   }
-  static SCION_KERNEL F32x16 StoreActivations(uint16_t* p, F32x16 x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
-    return LoadBf16(p);
+  static SCION_KERNEL F32x16 StoreAndSum(uint16_t* p, F32x16 low, F32x16 high) {
+    const __m512bh pairs = _mm512_cvtne2ps_pbh(high, low);
+    _mm512_storeu_si512(p, (__m512i)pairs);
+    const __m512bh ones = (__m512bh)_mm512_set1_epi32(0x3f803f80);
+    return _mm512_dpbf16_ps(_mm512_setzero_ps(), pairs, ones);
   }
 };
 

@@ -28,7 +28,12 @@ struct EmulatedBf16Dot {
   static SCION_KERNEL F32x16 Accumulate(F32x16 acc, const Weights& w, const Activation& x) {
     return MulAdd(Even(w), Even(x), MulAdd(Odd(w), Odd(x), acc));
   }
-  static SCION_KERNEL F32x16 StoreActivations(uint16_t* p, F32x16 x) { return StoreAsBf16(p, x); }
+  static SCION_KERNEL F32x16 StoreAndSum(uint16_t* p, F32x16 low, F32x16 high) {
+    StoreAsBf16(p, low);
+    StoreAsBf16(p + 16, high);
+    const U32x16 pairs = LoadBits(p);
+    return Add(Even(pairs), Odd(pairs));
+  }
 };
 
 }  // namespace

@@ -31,17 +31,20 @@ SCION_KERNEL F32x16 Exp(F32x16 x) {
   return Select(Less(x, low), Set1(0.0f), Add(half, half));
 }
 
-// The same for x <= 0, in fewer steps: exactly 0 below -86.9, NaN of NaN.
-SCION_KERNEL F32x16 ExpOfNonPositive(F32x16 x) {
-  const F32x16 low = Set1(-86.9f);
-  const F32x16 clamped = Max(low, x);  // in this order a NaN stays one
+// 2^x for x <= 0, within 2 units in the last place: exactly 0 below -126, NaN of NaN.
+SCION_KERNEL F32x16 Exp2OfNonPositive(F32x16 x) {
   const F32x16 magic = Set1(12582912.0f);
-  const F32x16 shifted = MulAdd(clamped, Set1(1.44269504f), magic);
-  const F32x16 n = Sub(shifted, magic);
-  F32x16 r = NegMulAdd(n, Set1(0.693359375f), clamped);
-  r = NegMulAdd(n, Set1(-2.12194440e-4f), r);
-  const F32x16 p = Mul(ExpOfRemainder(r), FromBits(ShiftLeft<23>(AddBits(Bits(shifted), 127))));
-  return Select(Less(x, low), Set1(0.0f), p);
+  const F32x16 shifted = Add(x, magic);
+  const F32x16 r = Sub(x, Sub(shifted, magic));  // exact, |r| <= 1/2
+  F32x16 p = Set1(1.5353361960e-4f);
+  p = MulAdd(p, r, Set1(1.3398875017e-3f));
+  p = MulAdd(p, r, Set1(9.6184369177e-3f));
+  p = MulAdd(p, r, Set1(5.5503323674e-2f));
+  p = MulAdd(p, r, Set1(2.4022647738e-1f));
+  p = MulAdd(p, r, Set1(6.9314718246e-1f));
+  p = MulAdd(p, r, Set1(1.0f));
+  const F32x16 power = FromBits(ShiftLeft<23>(AddBits(Bits(shifted), 127)));
+  return Select(Less(x, Set1(-126.0f)), Set1(0.0f), Mul(p, power));
 }
 
 // x / (1 + exp(-x))

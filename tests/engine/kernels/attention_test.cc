@@ -124,6 +124,33 @@ TEST_P(AttentionTest, ALargeScoreDoesNotOverflow) {
   for (size_t d = 0; d < 16; ++d) EXPECT_NEAR(got[d], want[d], 1e-2);
 }
 
+// Tokens with the score 0 and one after them with the score `last`; the values tell which is which.
+TEST_P(AttentionTest, AWeightIsThePowerOfItsScore) {
+  constexpr int kHeadDim = 16;
+  std::vector<float> q(kHeadDim, 0.0f);
+  q[0] = 4.0f;  // 1 over the scale of scores
+  for (int before : {1, 32}) {
+    for (int i = -400; i <= 400; ++i) {
+      const float last = static_cast<float>(i * std::abs(i)) / 1600.0f;  // up to 100, the closer the smaller
+      Sequence sequence(before + 1, 1, kHeadDim, 26);
+      std::ranges::fill(sequence.k, 0.0f);
+      std::ranges::fill(sequence.v, i > 0 ? 1.0f : 0.0f);
+      sequence.k[static_cast<size_t>(before * kHeadDim)] = last;
+      std::ranges::fill(std::span(sequence.v).last(kHeadDim), i > 0 ? 0.0f : 1.0f);
+      const Cache cache(KvType::kF32, 1, kHeadDim, 2, 3);
+      sequence.WriteTo(kernels(), cache);
+      const std::vector<float> got = Attend(cache, before, 0, 1, q);
+      // Of the side with the lower score, which nothing else can hide.
+      const double power = std::exp(-std::abs(static_cast<double>(last)));
+      const double few = i > 0 ? before * power : power, many = i > 0 ? 1.0 : before;
+      const double want = power < 0x1p-126 ? 0.0 : few / (few + many);
+      // Scores are rounded, and rounded again as a multiple of log2(e).
+      const double tolerance = kF32Epsilon * (6 + 2 * std::abs(static_cast<double>(last))) * want;
+      for (float d : got) ASSERT_NEAR(d, want, tolerance) << before << " tokens, then one of score " << last;
+    }
+  }
+}
+
 // Other blocks of the pool, other heads, where the blocks lie, the rest of the last block (NaN here), the other query
 // heads of the call: none of it moves a bit.
 TEST_P(AttentionTest, BitsDependOnPositionAndCachedTokensOnly) {
