@@ -125,9 +125,11 @@ inline void WriteKv(const KvPlanes& planes, int32_t block, int slot, int tokens,
   }
 }
 
-// Of a dot policy: values of the reduced dimension in a step, and bytes of a fp32 row in its form of activations.
+// Of a dot policy: values of the reduced dimension in a step, and bytes of a query's weights of a tile in its form.
 template <class Dot>
 constexpr int kStepValues = static_cast<int>(Dot::kStepActivationBytes / (Dot::kForm == ActivationForm::kBF16 ? 2 : 4));
+template <class Dot>
+constexpr size_t kTileWeightBytes = kKvBlockTokens / kStepValues<Dot>* Dot::kStepActivationBytes;
 
 // Stores 32 values in the form that the policy takes, and returns the sum of two in each lane, as they are there: lanes
 // i and i + 16, or a pair.
@@ -221,7 +223,7 @@ SCION_KERNEL void AddValues(const KvTile& tile, int head_dim, int line, int toke
                             const float* rescale, float* out) {
   using Dot = typename Kv::VDot;
   constexpr int kValues = kStepValues<Dot>;
-  constexpr size_t kWeightBytes = kKvBlockTokens / kValues * Dot::kStepActivationBytes;
+  constexpr size_t kWeightBytes = kTileWeightBytes<Dot>;
   const size_t step_bytes = static_cast<size_t>(head_dim / 16) * kLineBytes;
   const size_t at = static_cast<size_t>(line) * kLineBytes;
   out += line * 16;
@@ -276,7 +278,7 @@ inline void AttendTile(const KvTile& tile, int head_dim, int tokens, float* scor
     largest = now;
   }
   Store(rescale, Exp2OfNonPositive(Load(rescale)));
-  constexpr size_t kWeightBytes = kKvBlockTokens / kStepValues<Dot> * Dot::kStepActivationBytes;
+  constexpr size_t kWeightBytes = kTileWeightBytes<Dot>;
   alignas(64) std::byte prepared[kCount * kWeightBytes];
   for (size_t i = 0; i < kCount; ++i) {
     const size_t at = static_cast<size_t>(first) + i;

@@ -134,11 +134,6 @@ SCION_KERNEL float ReduceMax(F32x16 a) {
 }
 SCION_KERNEL float FirstLane(F32x16 a) { return _mm256_cvtss_f32(a.low); }
 
-SCION_KERNEL F32x16 LoadBf16(const uint16_t* p) {
-  const __m128i* v = reinterpret_cast<const __m128i*>(p);
-  return FromBits(
-      ShiftLeft<16>({_mm256_cvtepu16_epi32(_mm_loadu_si128(v)), _mm256_cvtepu16_epi32(_mm_loadu_si128(v + 1))}));
-}
 // Eight fp32 as bf16, each in the low half of 32 bits.
 SCION_KERNEL __m256i RoundToBf16(__m256 x) {
   const __m256i u = _mm256_castps_si256(x);
@@ -152,13 +147,6 @@ SCION_KERNEL void StoreBf16(uint16_t* p, F32x16 x) {
   // The pack works within 128 bits; the permutation puts the quarters in order.
   const __m256i packed = _mm256_packus_epi32(RoundToBf16(x.low), RoundToBf16(x.high));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
-}
-
-// Returns what has been stored.
-SCION_KERNEL F32x16 StoreAsBf16(uint16_t* p, F32x16 x) {
-  StoreBf16(p, x);
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(RoundToBf16(x.low), 16)),
-          _mm256_castsi256_ps(_mm256_slli_epi32(RoundToBf16(x.high), 16))};
 }
 
 SCION_KERNEL F32x16 LoadF16(const void* p) {

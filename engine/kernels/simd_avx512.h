@@ -83,21 +83,14 @@ SCION_KERNEL float ReduceMax(F32x16 a) {
 }
 SCION_KERNEL float FirstLane(F32x16 a) { return _mm512_cvtss_f32(a); }
 
-SCION_KERNEL F32x16 LoadBf16(const uint16_t* p) {
-  const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return FromBits(_mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
-}
-// Returns what has been stored.
-SCION_KERNEL F32x16 StoreAsBf16(uint16_t* p, F32x16 x) {
+SCION_KERNEL void StoreBf16(uint16_t* p, F32x16 x) {
   const __m512i u = Bits(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
   const __m512i quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));
   const __m512i bits = _mm512_mask_blend_epi32(IsNan(x), rounded, quiet);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
-  return FromBits(_mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
-SCION_KERNEL void StoreBf16(uint16_t* p, F32x16 x) { StoreAsBf16(p, x); }
 
 SCION_KERNEL F32x16 LoadF16(const void* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));

@@ -143,11 +143,6 @@ SCION_KERNEL float ReduceMax(F32x16 a) {
 SCION_KERNEL float FirstLane(F32x16 a) { return a.part[0][0]; }
 
 // 16 bf16 <-> fp32; stores round to nearest even, a NaN stays a quiet NaN.
-SCION_KERNEL F32x16 LoadBf16(const uint16_t* p) {
-  U32x16 r;
-  for (int i = 0; i < 16; ++i) r.part[i / 4][i % 4] = static_cast<uint32_t>(p[i]) << 16;
-  return FromBits(r);
-}
 SCION_KERNEL void StoreBf16(uint16_t* p, F32x16 x) {
   uint32_t u[16];
   std::memcpy(u, &x, 64);
@@ -156,12 +151,6 @@ SCION_KERNEL void StoreBf16(uint16_t* p, F32x16 x) {
     const uint32_t rounded = (u[i] + 0x7fffu + ((u[i] >> 16) & 1u)) >> 16;
     p[i] = static_cast<uint16_t>(nan ? (u[i] >> 16) | 0x40u : rounded);
   }
-}
-
-// Returns what has been stored.
-SCION_KERNEL F32x16 StoreAsBf16(uint16_t* p, F32x16 x) {
-  StoreBf16(p, x);
-  return LoadBf16(p);
 }
 
 SCION_KERNEL F32x16 LoadF16(const void* p) {

@@ -1,4 +1,4 @@
-// The avx512bf16 tier with vdpbf16ps spelled out; see tier_tables.h.
+// The avx512bf16 tier with its two instructions spelled out; see tier_tables.h.
 #if defined(__x86_64__)
 #include "engine/kernels/simd_avx512.h"
 //
@@ -29,8 +29,8 @@ struct EmulatedBf16Dot {
     return MulAdd(Even(w), Even(x), MulAdd(Odd(w), Odd(x), acc));
   }
   static SCION_KERNEL F32x16 StoreAndSum(uint16_t* p, F32x16 low, F32x16 high) {
-    StoreAsBf16(p, low);
-    StoreAsBf16(p + 16, high);
+    StoreBf16(p, low);
+    StoreBf16(p + 16, high);
     const U32x16 pairs = LoadBits(p);
     return Add(Even(pairs), Odd(pairs));
   }

@@ -35,7 +35,7 @@ SCION_KERNEL F32x16 Exp(F32x16 x) {
 SCION_KERNEL F32x16 Exp2OfNonPositive(F32x16 x) {
   const F32x16 magic = Set1(12582912.0f);
   const F32x16 shifted = Add(x, magic);
-  const F32x16 r = Sub(x, Sub(shifted, magic));  // exact, |r| <= 1/2
+  const F32x16 r = Sub(x, Sub(shifted, magic));  // exact, |r| <= 1/2, where x is not below -126
   F32x16 p = Set1(1.5353361960e-4f);
   p = MulAdd(p, r, Set1(1.3398875017e-3f));
   p = MulAdd(p, r, Set1(9.6184369177e-3f));

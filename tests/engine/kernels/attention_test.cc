@@ -151,6 +151,56 @@ TEST_P(AttentionTest, AWeightIsThePowerOfItsScore) {
   }
 }
 
+// Also as rounded: what is summed is what the values are multiplied with.
+TEST_P(AttentionTest, WeightsAreOneInAll) {
+  constexpr int kHeadDim = 32, kTokens = 300, kGroup = 3;
+  for (KvType type : kAllKvTypes) {
+    Sequence sequence(kTokens, 1, kHeadDim, 27);
+    std::ranges::fill(sequence.v, 1.0f);
+    const Cache cache(type, 1, kHeadDim, 10, 3);
+    sequence.WriteTo(kernels(), cache);
+    const std::vector<float> q = RandomFloats(kGroup * kHeadDim, 28);
+    for (int position : {0, 1, 2, 17, 31, 32, 40, 299}) {
+      for (float one : Attend(cache, position, 0, kGroup, q)) {
+        ASSERT_NEAR(one, 1.0, 2 * std::sqrt(position + 16.0) * kF32Epsilon) << "position " << position;
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, AScoreThatIsNotANumberStaysVisible) {
+  constexpr int kHeadDim = 32, kTokens = 70;
+  for (KvType type : kAllKvTypes) {
+    for (int token : {0, 20, 40, 69}) {
+      Sequence sequence(kTokens, 1, kHeadDim, 29);
+      sequence.k[static_cast<size_t>(token * kHeadDim)] = std::numeric_limits<float>::quiet_NaN();
+      const Cache cache(type, 1, kHeadDim, 3, 3);
+      sequence.WriteTo(kernels(), cache);
+      const std::vector<float> q = RandomFloats(kHeadDim, 30);
+      for (int position : {19, 20, 39, 40, 64, 69}) {
+        for (float x : Attend(cache, position, 0, 1, q)) {
+          ASSERT_EQ(std::isnan(x), position >= token) << "token " << token << " position " << position;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, TheEmulatedTierHasTheBitsOfTheNative) {
+  if (!GetParam().bf16_activations) return;  // of the others there is one each
+  const Sequence sequence(100, 1, 64, 33);
+  const Cache cache(KvType::kBF16, 1, 64, 4, 3);
+  sequence.WriteTo(kernels(), cache);
+  const std::vector<float> q = RandomFloats(3 * 64, 34);
+  const std::vector<float> got = Attend(cache, 98, 0, 3, q);
+  for (const NamedTable& t : AllTables()) {
+    if (!t.bf16_activations) continue;
+    std::vector<float> other(q.size());
+    t.table->attend(cache.planes, cache.block_table.data(), 98, 1, 0, 1, 3, q.data(), 0, 0.125f, other.data(), 0);
+    EXPECT_TRUE(SameBytes(got.data(), other.data(), got.size() * sizeof(float))) << t.name;
+  }
+}
+
 // Other blocks of the pool, other heads, where the blocks lie, the rest of the last block (NaN here), the other query
 // heads of the call: none of it moves a bit.
 TEST_P(AttentionTest, BitsDependOnPositionAndCachedTokensOnly) {
