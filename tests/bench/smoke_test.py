@@ -4,6 +4,7 @@ Run by `tests/run.sh --only bench`, in the environment of the end-to-end tests (
 elsewhere than build/release/bin.
 """
 
+import json
 import os
 import pathlib
 import subprocess
@@ -20,6 +21,7 @@ FLOOR = 0.6
 ATTEMPTS = 3  # a neighbour on the machine can take the bandwidth between its measurement and ours
 
 sys.path.insert(0, str(HERE))
+import moe_quality  # noqa: E402
 import quality  # noqa: E402
 from harness import engines, load  # noqa: E402
 from harness.process import ServerProcess  # noqa: E402
@@ -84,3 +86,54 @@ def test_a_bound_is_excused_by_the_peers_own_noise_only():
     assert quality.verdict("Q8_0", measured(4e-3, 3.9e-3, 5e-3, 3e-3)) == quality.MISSED  # a worse approximation
     assert quality.verdict("Q8_0", measured(9e-4, 1e-5, 1e-3, 1e-3, different=5)) == quality.MISSED
     assert quality.verdict("Q8_0", measured(9e-4, 1e-5, 1e-3, 1e-3, 5, own_different=2)) == quality.EXPLAINED
+
+
+def test_experts_are_equal_only_if_they_are_in_every_layer(tmp_path):
+    # Three positions, two layers, two experts each.
+    one = numpy.array([0, 3, 1, 2, 0, 3, 1, 2, 0, 3, 1, 2], numpy.int32)
+    other = one.copy()
+    other[7] = 4  # second position, second layer
+    one.tofile(tmp_path / "one")
+    other.tofile(tmp_path / "other")
+    assert list(moe_quality.same_choices(tmp_path / "one", tmp_path / "other", 3)) == [True, False, True]
+    other[:8].tofile(tmp_path / "other")
+    with pytest.raises(ValueError, match="12 and 8 experts for 3 positions"):
+        moe_quality.same_choices(tmp_path / "one", tmp_path / "other", 3)
+    (tmp_path / "none").touch()
+    with pytest.raises(ValueError, match="0 and 0 experts"):
+        moe_quality.same_choices(tmp_path / "none", tmp_path / "none", 3)
+
+
+def test_experts_are_those_of_transformers(tmp_path):
+    golden = ROOT / "tests/golden/models/qwen3_moe.golden.safetensors"
+    with open(golden, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        data = file.read()
+
+    def tensor(name):
+        begin, end = header[name]["data_offsets"]
+        return numpy.frombuffer(data[begin:end], numpy.int32)
+
+    ids, want = tensor("default.ids"), tensor("default.experts")
+    first = 3
+    quality.write_sequences(tmp_path / "sequence", [ids.tolist()], first)
+    subprocess.run([BIN / "dump_logits", golden.with_name("qwen3_moe"), tmp_path / "sequence", tmp_path / "logits",
+                    "--experts", tmp_path / "experts", "--weights", "fp32", "--kv-type", "fp32"], check=True)
+    got = numpy.fromfile(tmp_path / "experts", numpy.int32).reshape(len(ids) - first, -1)
+    layers = len(want) // len(ids) // header["default.experts"]["shape"][-1]
+    of_positions = want.reshape(layers, len(ids), -1).transpose(1, 0, 2).reshape(len(ids), -1)
+    assert (got == of_positions[first:]).all()
+
+
+def moe_measured(share, own_share, kl, own_kl):
+    return {"peer scion": {"share": share, "mean_kl": kl, "top1": 0.95},
+            "peer plain": {"share": own_share, "mean_kl": own_kl, "top1": 0.97}}
+
+
+def test_a_gate_routed_file_is_missed_by_its_choices_too():
+    assert moe_quality.verdict("Q8_0", moe_measured(0.88, 0.9, 9e-4, 1e-5)) == quality.EXPLAINED
+    assert moe_quality.verdict("Q8_0", moe_measured(0.84, 0.9, 9e-4, 1e-3)) == quality.MISSED
+    assert moe_quality.verdict("Q8_0", moe_measured(0.35, 0.43, 9e-4, 1e-3)) == quality.EXPLAINED
+    assert moe_quality.verdict("Q8_0", moe_measured(0.29, 0.43, 9e-4, 1e-3)) == quality.MISSED
+    assert moe_quality.verdict("Q8_0", moe_measured(0.9, 0.9, 1.5e-3, 1.2e-3)) == quality.EXPLAINED
+    assert moe_quality.verdict("Q8_0", moe_measured(0.9, 0.9, 1.5e-3, 1e-3)) == quality.MISSED

@@ -1,9 +1,10 @@
-// dump_logits MODEL SEQUENCES OUT [--domain NAME] [--weights MODE] [--kv-type TYPE] [--threads N]: Scion's logits of
-// given token ids, for quality.py and client/python/tests.
+// dump_logits MODEL SEQUENCES OUT [--experts FILE] [--domain NAME] [--weights MODE] [--kv-type TYPE] [--threads N]:
+// Scion's logits of given token ids, for quality.py, moe_quality.py and client/python/tests.
 //
 // SEQUENCES is text, one sequence a line: "FIRST id id ...". OUT gets, for every sequence, the logits of positions
 // FIRST to the last, as fp32 [positions, vocab_size] one after the other. Positions are computed as the server computes
-// them; as bits do not depend on chunks, those of a prompt are also those of decoding it token by token.
+// them; as bits do not depend on chunks, those of a prompt are also those of decoding it token by token. FILE gets the
+// experts of the same positions, as int32 [positions, sparse layers, experts a token], ascending within a layer.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
@@ -39,6 +40,39 @@ std::vector<Sequence> ReadSequences(const std::string& path) {
   return sequences;
 }
 
+// What one token more adds to the experts' counters are that token's experts.
+class ChosenExperts {
+ public:
+  ChosenExperts(const Model& model, int domain)
+      : model_(model), domain_(domain), layers_(model.spec().SparseLayers()), seen_(layers_.size()) {
+    for (auto& seen : seen_)
+      seen.resize(static_cast<size_t>(model.spec().domains[static_cast<size_t>(domain)].num_experts));
+  }
+
+  std::vector<int32_t> OfTheLastToken() {
+    std::vector<int32_t> chosen;
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      for (size_t e = 0; e < seen_[i].size(); ++e) {
+        const uint64_t now = model_.ExpertTokens(layers_[i], domain_, static_cast<int>(e));
+        if (now != seen_[i][e]) chosen.push_back(static_cast<int32_t>(e));
+        seen_[i][e] = now;
+      }
+    }
+    return chosen;
+  }
+
+ private:
+  const Model& model_;
+  int domain_;
+  std::vector<int> layers_;
+  std::vector<std::vector<uint64_t>> seen_;
+};
+
+template <typename T>
+void Write(std::ofstream& out, std::span<const T> values) {
+  out.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size_bytes()));
+}
+
 int Fail(const absl::Status& status) { return std::fprintf(stderr, "%s\n", status.ToString().c_str()), 1; }
 
 int Main(int argc, char** argv) {
@@ -47,11 +81,12 @@ int Main(int argc, char** argv) {
   for (WeightMode mode : kAllWeightModes) modes[std::string(WeightModeName(mode))] = mode;
   std::map<std::string, kernels::KvType> kv_types;
   for (kernels::KvType type : kernels::kAllKvTypes) kv_types[std::string(kernels::KvTypeName(type))] = type;
-  std::string model_path, sequences_path, out_path, domain, weights = "as-is", kv_type;
+  std::string model_path, sequences_path, out_path, experts_path, domain, weights = "as-is", kv_type;
   int threads = 2;
   app.add_option("model", model_path)->required();
   app.add_option("sequences", sequences_path)->required();
   app.add_option("out", out_path)->required();
+  app.add_option("--experts", experts_path);
   app.add_option("--domain", domain, "default: the model's");
   app.add_option("--weights", weights)->check(CLI::IsMember(modes))->capture_default_str();
   app.add_option("--kv-type", kv_type)->check(CLI::IsMember(kv_types));
@@ -67,7 +102,8 @@ int Main(int argc, char** argv) {
       Model::Load(**checkpoint,
                   {.tier = *tier,
                    .weights = modes.at(weights),
-                   .kv_type = kv_type.empty() ? DefaultKvType(**checkpoint, modes.at(weights)) : kv_types.at(kv_type)},
+                   .kv_type = kv_type.empty() ? DefaultKvType(**checkpoint, modes.at(weights)) : kv_types.at(kv_type),
+                   .max_step_rows = experts_path.empty() ? ModelOptions{}.max_step_rows : 1},
                   pool);
   if (!model.ok()) return Fail(model.status());
   std::optional<int> domain_index = (*model)->spec().default_domain;
@@ -80,16 +116,21 @@ int Main(int argc, char** argv) {
                                                   static_cast<int>(longest) / kernels::kKvBlockTokens + 1);
   if (!cache.ok()) return Fail(cache.status());
 
-  std::ofstream out(out_path, std::ios::binary);
+  std::ofstream out(out_path, std::ios::binary), experts;
+  if (!experts_path.empty()) experts.open(experts_path, std::ios::binary);
+  ChosenExperts chosen(**model, *domain_index);
   for (const Sequence& s : sequences) {
     const absl::Status status =
         RunPrompt(**model, *cache, *domain_index, s.token_ids, [&](int position, std::span<const float> logits) {
+          const std::vector<int32_t> its_experts = chosen.OfTheLastToken();
           if (position < s.first) return;
-          out.write(reinterpret_cast<const char*>(logits.data()), static_cast<std::streamsize>(logits.size_bytes()));
+          Write(out, logits);
+          if (experts.is_open()) Write(experts, std::span(its_experts));
         });
     if (!status.ok()) return Fail(status);
   }
   if (!out.flush()) return std::fprintf(stderr, "cannot write %s\n", out_path.c_str()), 1;
+  if (experts.is_open() && !experts.flush()) return std::fprintf(stderr, "cannot write %s\n", experts_path.c_str()), 1;
   return 0;
 }
 

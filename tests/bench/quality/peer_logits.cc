@@ -3,8 +3,8 @@
 //
 //   peer_logits MODEL tokenize < TEXT                 one line of token ids, special ones as the model says
 //   peer_logits MODEL tokenize-each < TEXTS           a line for each text, which comes as "BYTES\n" and its bytes
-//   peer_logits MODEL logits SEQUENCES OUT            as dump_logits
-//   peer_logits MODEL plain-logits SEQUENCES OUT      the same with flash attention off: the same numbers, in theory
+//   peer_logits MODEL logits SEQUENCES OUT [EXPERTS]  as dump_logits
+//   peer_logits MODEL plain-logits ...                the same with flash attention off: the same numbers, in theory
 //   peer_logits MODEL greedy SEQUENCES TOKENS         per sequence a line of TOKENS ids, each with the difference of
 //   the
 //                                                     two highest logits that chose it: "id:gap id:gap ..."
@@ -19,8 +19,10 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <map>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace {
@@ -50,6 +52,35 @@ void PrintIds(const llama_vocab* vocab, const std::string& text) {
                                    static_cast<int>(ids.size()), true, true);
   for (int i = 0; i < count; ++i) std::printf("%d ", ids[static_cast<size_t>(i)]);
   std::printf("\n");
+}
+
+// The experts of every token that was computed, by layer, ascending: llama.cpp calls what it has chosen
+// "ffn_moe_topk-LAYER".
+struct Experts {
+  std::map<int, std::vector<std::vector<int32_t>>> layers;
+
+  static bool Watch(ggml_tensor* tensor, bool asks, void* experts) {
+    constexpr std::string_view kName = "ffn_moe_topk-";
+    const std::string_view name = ggml_get_name(tensor);
+    if (!name.starts_with(kName)) return !asks;
+    if (asks) return true;
+    auto& tokens = static_cast<Experts*>(experts)->layers[std::atoi(name.data() + kName.size())];
+    const char* data = static_cast<const char*>(tensor->data);
+    for (int64_t t = 0; t < tensor->ne[1]; ++t) {
+      std::vector<int32_t>& chosen = tokens.emplace_back();
+      for (int64_t i = 0; i < tensor->ne[0]; ++i) {
+        const size_t at = static_cast<size_t>(t) * tensor->nb[1] + static_cast<size_t>(i) * tensor->nb[0];
+        chosen.push_back(*reinterpret_cast<const int32_t*>(data + at));
+      }
+      std::ranges::sort(chosen);
+    }
+    return true;
+  }
+};
+
+template <class T>
+void Write(std::ofstream& out, const T* values, size_t count) {
+  out.write(reinterpret_cast<const char*>(values), static_cast<std::streamsize>(count * sizeof(T)));
 }
 
 // Computes ids from `position` on; logits of all of them can be asked for afterwards.
@@ -100,18 +131,29 @@ int main(int argc, char** argv) {
   if (in_f32) params.type_k = params.type_v = GGML_TYPE_F32;
   if (in_f32 || verb == "plain-logits") params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
   const bool dumps = verb != "greedy" && !in_f32;
+  Experts experts;
+  std::ofstream experts_out;
+  if (dumps && argc > 5) {
+    experts_out.open(argv[5], std::ios::binary);
+    params.cb_eval = Experts::Watch;
+    params.cb_eval_user_data = &experts;
+  }
   llama_context* context = llama_init_from_model(model, params);
   if (context == nullptr) return 1;
   std::ofstream out;
   if (dumps) out.open(argv[4], std::ios::binary);
   for (const Sequence& s : ReadSequences(argv[3])) {
     llama_memory_clear(llama_get_memory(context), true);
+    experts.layers.clear();
     Decode(context, s.ids, 0);
     const int last = static_cast<int>(s.ids.size()) - 1;
     if (dumps) {
       for (int i = s.first; i <= last; ++i) {
-        out.write(reinterpret_cast<const char*>(llama_get_logits_ith(context, i)),
-                  static_cast<std::streamsize>(sizeof(float)) * vocab_size);
+        Write(out, llama_get_logits_ith(context, i), static_cast<size_t>(vocab_size));
+        for (const auto& [layer, tokens] : experts.layers) {
+          const std::vector<int32_t>& chosen = tokens[static_cast<size_t>(i)];
+          Write(experts_out, chosen.data(), chosen.size());
+        }
       }
       continue;
     }
