@@ -20,9 +20,10 @@ EngineCore::EngineCore(const EngineOptions& options, Model& model, ThreadPool& p
                     : std::nullopt),
       scheduler_({.max_step_tokens = options.max_step_tokens,
                   .prefill_chunk_tokens = options.prefill_chunk_tokens,
-                  .max_running = options.max_running_requests},
+                  .max_running = options.max_running_requests,
+                  .num_layers = static_cast<int>(model.spec().layers.size())},
                  static_cast<int>(model.spec().domains.size()), cache, prefixes_ ? &*prefixes_ : nullptr),
-      budget_(options.itl_target, options.max_step_tokens),
+      budget_(options.itl_target, options.max_step_tokens, static_cast<int>(model.spec().layers.size())),
       notifier_(static_cast<size_t>(options.max_running_requests + options.max_waiting_requests)),
       domain_counters_(model.spec().domains.size()) {
   const size_t rows = static_cast<size_t>(options.max_step_tokens);
@@ -123,11 +124,15 @@ EngineStats EngineCore::Stats() const {
 void EngineCore::Loop() {
   while (TakeNewRequests()) {
     EndUnwanted();
-    const std::span<const ScheduledChunk> chunks =
-        scheduler_.Schedule([this](int decode_rows) { return budget_.Rows(decode_rows, NumToDecode()); });
+    const int sequences = NumToDecode();
+    const ScheduledStep step = scheduler_.Schedule({
+        .tokens = [&](int decode_rows, int layers) { return budget_.Rows(decode_rows, sequences, layers); },
+        .layers = [&](int decode_rows, int rows,
+                      int left) { return budget_.Layers(decode_rows, rows, sequences, left); },
+    });
     // Before the step's events are out: who has seen them finds them counted.
     PublishCounters();
-    if (!chunks.empty()) RunStep(chunks);
+    if (!step.chunks.empty()) RunStep(step);
   }
 }
 
@@ -204,7 +209,7 @@ void EngineCore::Finish(RequestState& state, FinishReason reason, absl::Status s
   NotifyLater(state);
 }
 
-void EngineCore::ComposeStep(std::span<const ScheduledChunk> chunks) {
+void EngineCore::ComposeStep(const ScheduledStep& step) {
   step_tokens_.clear();
   step_chunks_.clear();
   logit_row_indices_.clear();
@@ -212,7 +217,10 @@ void EngineCore::ComposeStep(std::span<const ScheduledChunk> chunks) {
   scored_only_.clear();
   StepTrace trace;
   uint64_t domains_seen = 0;
-  for (const ScheduledChunk& chunk : chunks) {
+  const size_t num_whole = step.chunks.size() - static_cast<size_t>(step.num_layered);
+  for (size_t i = 0; i < step.chunks.size(); ++i) {
+    const ScheduledChunk& chunk = step.chunks[i];
+    const bool passes_last_layer = i < num_whole || step.layer_end == static_cast<int>(model_.spec().layers.size());
     RequestState& state = static_cast<RequestState&>(*chunk.sequence);
     if (!state.has_started) {
       state.has_started = true;
@@ -227,14 +235,16 @@ void EngineCore::ComposeStep(std::span<const ScheduledChunk> chunks) {
                             .row_begin = chunk.row_begin,
                             .num_rows = chunk.num_tokens,
                             .position = begin,
-                            .blocks = state.blocks});
-    const int prompt_rows = std::max(0, std::min(end, state.num_prompt_tokens) - begin);
-    domain_counters_[static_cast<size_t>(state.domain)].prompt_tokens.fetch_add(static_cast<uint64_t>(prompt_rows),
-                                                                                std::memory_order_relaxed);
+                            .blocks = state.blocks,
+                            .held_row = chunk.held_row});
     const bool decodes = begin >= state.num_prompt_tokens;
     (decodes ? trace.decode_rows : trace.prefill_rows) += chunk.num_tokens;
     domains_seen |= uint64_t{1} << (state.domain % 64);
+    if (!passes_last_layer) continue;
 
+    const int prompt_rows = std::max(0, std::min(end, state.num_prompt_tokens) - begin);
+    domain_counters_[static_cast<size_t>(state.domain)].prompt_tokens.fetch_add(static_cast<uint64_t>(prompt_rows),
+                                                                                std::memory_order_relaxed);
     const auto want_logits = [&](int position, bool scores_prompt) {
       logit_row_indices_.push_back(chunk.row_begin + position - begin);
       logit_rows_.push_back(
@@ -253,7 +263,7 @@ void EngineCore::ComposeStep(std::span<const ScheduledChunk> chunks) {
       scored_only_.push_back(&state);
     }
   }
-  const int sequences = static_cast<int>(chunks.size());
+  const int sequences = static_cast<int>(step.chunks.size());
   if (sequences > max_running_seen_.load(std::memory_order_relaxed)) max_running_seen_.store(sequences);
   if (options_.step_observer) {
     trace.rows = static_cast<int>(step_tokens_.size());
@@ -310,11 +320,27 @@ void EngineCore::Deliver(LogitRow& row, std::span<const Logprob> top) {
   if (state.num_generated() == request.max_new_tokens) Finish(state, FinishReason::kLength, absl::OkStatus());
 }
 
-void EngineCore::RunStep(std::span<const ScheduledChunk> chunks) {
-  ComposeStep(chunks);
+void EngineCore::LearnTimes(const ScheduledStep& step, int rows, absl::Duration time, const LayerTimes& layers) {
+  if (step.num_layered == 0) return budget_.StepTook(rows, time);
+  const int num_layers = static_cast<int>(model_.spec().layers.size());
+  const int num_layered = step.layer_end - step.layer_begin;
+  const int num_others = num_layers - num_layered;
+  const int whole_rows = step.chunks[step.chunks.size() - static_cast<size_t>(step.num_layered)].row_begin;
+  const absl::Duration rest = time - layers.layered - layers.others;
+  budget_.StepTook(rows, rest + layers.layered * num_layers / num_layered);
+  if (whole_rows > 0 && num_others > 0) budget_.StepTook(whole_rows, rest + layers.others * num_layers / num_others);
+}
+
+void EngineCore::RunStep(const ScheduledStep& step) {
+  ComposeStep(step);
   const int rows = static_cast<int>(step_tokens_.size());
   const absl::Time begin = absl::Now();
-  model_.Forward({.token_ids = step_tokens_, .chunks = step_chunks_, .logit_rows = logit_row_indices_}, cache_);
+  const LayerTimes layer_times = model_.Forward({.token_ids = step_tokens_,
+                                                 .chunks = step_chunks_,
+                                                 .logit_rows = logit_row_indices_,
+                                                 .num_layered_chunks = step.num_layered,
+                                                 .layers = {.begin = step.layer_begin, .end = step.layer_end}},
+                                                cache_);
   scheduler_.Complete();
 
   const int tile = model_.options().max_logit_rows;
@@ -329,7 +355,7 @@ void EngineCore::RunStep(std::span<const ScheduledChunk> chunks) {
     }
     PostNotifications();
   }
-  budget_.StepTook(rows, absl::Now() - begin);
+  LearnTimes(step, rows, absl::Now() - begin, layer_times);
   for (RequestState* state : scored_only_) Finish(*state, FinishReason::kScored, absl::OkStatus());
   PostNotifications();
   std::erase_if(live_, [](const StatePtr& state) { return state->has_finished; });

@@ -64,9 +64,11 @@ class EngineCore {
   void EndUnwanted();
   // Of the live requests, those that generate, as far as they may run at once.
   int NumToDecode() const;
-  void RunStep(std::span<const ScheduledChunk> chunks);
+  void RunStep(const ScheduledStep& step);
   void PublishCounters();
-  void ComposeStep(std::span<const ScheduledChunk> chunks);
+  void ComposeStep(const ScheduledStep& step);
+  // What the step of these rows, of which the first so many passed all layers, says of steps whose rows all do.
+  void LearnTimes(const ScheduledStep& step, int rows, absl::Duration time, const LayerTimes& layers);
   // Scores or samples row `i` of the tile that begins at logit row `first`. Runs on a compute thread.
   void Evaluate(int first, int i, int thread);
   void Deliver(LogitRow& row, std::span<const Logprob> top);

@@ -9,6 +9,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "engine/base/thread_pool.h"
 #include "engine/kernels/kernels.h"
 #include "engine/kv_cache/kv_cache.h"
@@ -41,12 +42,30 @@ struct StepChunk {
   int num_rows = 0;
   int position = 0;                 // of the first row; positions 0..position-1 are in the cache already
   std::span<const int32_t> blocks;  // the sequence's block table, long enough for position + num_rows tokens
+  int held_row = 0;                 // of a layered chunk past layer 0: its first row among those that the model holds
+};
+
+// Layers that chunks pass in a step: all of them, or some, and the others in later steps.
+struct LayerRange {
+  int begin = 0;
+  int end = 0;
 };
 
 struct StepBatch {
   std::span<const int32_t> token_ids;   // [rows], each in [0, vocab_size)
   std::span<const StepChunk> chunks;    // in row order, covering all rows
   std::span<const int32_t> logit_rows;  // rows whose next-token logits are wanted, ascending, none twice
+  // The last chunks may pass `layers` only (layered prefill, arXiv:2510.08055). Where these end before the model does,
+  // it holds the rows' hidden state until the next step, whose `layers` begin there; then they may be fewer chunks, and
+  // in any order. They have no logits before the last layer.
+  int num_layered_chunks = 0;
+  LayerRange layers = {};
+};
+
+// How long a step spent in the layers that layered chunks passed, and in the others.
+struct LayerTimes {
+  absl::Duration layered;
+  absl::Duration others;
 };
 
 class Model {
@@ -70,10 +89,10 @@ class Model {
   // Bytes of packed weights that one token of the domain reads; the mean over experts where they differ.
   virtual uint64_t active_weight_bytes(int domain) const = 0;
 
-  // Runs all layers for the batch's rows and keeps the final hidden state of logit_rows; of the other rows, the last
+  // Runs the layers for the batch's rows and keeps the final hidden state of logit_rows; of the other rows, the last
   // layer computes keys and values only. At most max_step_rows rows.
   // Never allocates. Only one thread at a time.
-  virtual void Forward(const StepBatch& batch, KvCache& cache) = 0;
+  virtual LayerTimes Forward(const StepBatch& batch, KvCache& cache) = 0;
   // Logits of logit_rows[first .. first + count) of the last Forward: out [count, vocab_size]. count <= max_logit_rows.
   virtual void Logits(int first, int count, float* out) = 0;
 

@@ -8,6 +8,7 @@
 #include <functional>
 #include <utility>
 
+#include "absl/time/clock.h"
 #include "engine/kernels/ggml_blocks.h"
 #include "engine/route/gate_router.h"
 
@@ -117,6 +118,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
   }
   const size_t f = sizeof(float);
   for (auto [buffer, bytes] : {std::pair{&t->x_, rows * hidden * f},
+                               {&t->held_x_, rows * hidden * f},
                                {&t->activations_, visits * activation_bytes},
                                {&t->norm_rows_, gated ? rows * NormRowBytes(t->k_, s.hidden_size) : 0},
                                {&t->gate_scores_, gated ? rows * experts * f : 0},
@@ -264,8 +266,7 @@ void Transformer::SplitGroups(const Groups& groups, NumPanels&& num_panels) {
   }
 }
 
-void Transformer::Embed(const StepBatch& batch) {
-  const size_t hidden = static_cast<size_t>(spec_.hidden_size);
+void Transformer::DescribeRows(const StepBatch& batch) {
   for (size_t c = 0; c < batch.chunks.size(); ++c) {
     const StepChunk& chunk = batch.chunks[c];
     for (int i = 0; i < chunk.num_rows; ++i) {
@@ -276,7 +277,11 @@ void Transformer::Embed(const StepBatch& batch) {
       row_domain_[row] = chunk.domain;
     }
   }
-  ForRows(static_cast<int>(batch.token_ids.size()), [&](int row, int thread) {
+}
+
+void Transformer::Embed(const StepBatch& batch, int rows) {
+  const size_t hidden = static_cast<size_t>(spec_.hidden_size);
+  ForRows(rows, [&](int row, int thread) {
     const size_t id = static_cast<size_t>(batch.token_ids[static_cast<size_t>(row)]);
     float* x = x_.as<float>() + static_cast<size_t>(row) * hidden;
     kernels::DequantizeRow(weights_.embedding_type,
@@ -284,6 +289,23 @@ void Transformer::Embed(const StepBatch& batch) {
                            spec_.hidden_size, x);
     PrepareAttention(row, 0, thread);
   });
+}
+
+void Transformer::Resume(const StepBatch& batch, int first_row, int layer) {
+  const size_t hidden = static_cast<size_t>(spec_.hidden_size);
+  ForRows(static_cast<int>(batch.token_ids.size()) - first_row, [&](int i, int thread) {
+    const size_t row = static_cast<size_t>(first_row + i);
+    const StepChunk& chunk = batch.chunks[static_cast<size_t>(row_chunk_[row])];
+    const size_t held = static_cast<size_t>(chunk.held_row + first_row + i - chunk.row_begin);
+    std::copy_n(held_x_.as<float>() + held * hidden, hidden, x_.as<float>() + row * hidden);
+    PrepareAttention(first_row + i, layer, thread);
+  });
+}
+
+void Transformer::Hold(int first_row, int rows) {
+  const size_t hidden = static_cast<size_t>(spec_.hidden_size);
+  std::copy_n(x_.as<float>() + static_cast<size_t>(first_row) * hidden, static_cast<size_t>(rows - first_row) * hidden,
+              held_x_.as<float>());
 }
 
 const float* Transformer::Norm(int row, const std::vector<float>& weight, int thread) {
@@ -359,7 +381,7 @@ int Transformer::RunOfTokens(int row, int end) const {
   return static_cast<int>(next - first);
 }
 
-int Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer, int rows) {
+int Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer, int rows, int first_new_row) {
   const AttentionSpec& a = spec_.layers[static_cast<size_t>(layer)].attention;
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
   const int hidden = spec_.hidden_size;
@@ -412,7 +434,7 @@ int Transformer::Attention(const StepBatch& batch, KvCache& cache, int layer, in
       const int slot = position % kernels::kKvBlockTokens;
       const int count = RunOfTokens(row, std::min(end, row + kernels::kKvBlockTokens - slot));
       for (int r = row; r < row + count; ++r) {
-        if (new_angles) make_angles(r);
+        if (new_angles || r >= first_new_row) make_angles(r);
         if (!drops_rows) rotate(r, 0, a.num_heads, w.q_norm);
         rotate(r, q_width, a.num_kv_heads, w.k_norm);
       }
@@ -547,21 +569,45 @@ void Transformer::Ffn(int rows, int layer) {
   });
 }
 
-void Transformer::Forward(const StepBatch& batch, KvCache& cache) {
-  int rows = static_cast<int>(batch.token_ids.size());
-  assert(rows <= options_.max_step_rows);
+LayerTimes Transformer::Forward(const StepBatch& batch, KvCache& cache) {
+  const int all_rows = static_cast<int>(batch.token_ids.size());
+  const int num_layers = static_cast<int>(spec_.layers.size());
+  assert(all_rows <= options_.max_step_rows);
   assert(std::ranges::adjacent_find(batch.logit_rows, std::greater_equal<>()) == batch.logit_rows.end());
-  Embed(batch);
-  plan_.Build(batch.token_ids, std::span(row_domain_).first(batch.token_ids.size()));
-  for (int layer = 0; layer < static_cast<int>(spec_.layers.size()); ++layer) {
-    rows = Attention(batch, cache, layer, rows);
+  // Layered chunks come last, so that the rows of a layer are always the first so many.
+  const bool is_layered = batch.num_layered_chunks > 0;
+  const LayerRange layered = is_layered ? batch.layers : LayerRange{.begin = 0, .end = num_layers};
+  const int whole_rows =
+      is_layered ? batch.chunks[batch.chunks.size() - static_cast<size_t>(batch.num_layered_chunks)].row_begin
+                 : all_rows;
+  const auto rows_of = [&](int layer) { return layer >= layered.begin && layer < layered.end ? all_rows : whole_rows; };
+  DescribeRows(batch);
+  Embed(batch, rows_of(0));
+  for (int layer = 0; layer < num_layers; ++layer) {
+    const int sparse = sparse_index_[static_cast<size_t>(layer)];
+    if (sparse < 0 || spec_.layers[static_cast<size_t>(layer)].ffn.router != RouterKind::kTable) continue;
+    const size_t rows = static_cast<size_t>(rows_of(layer));
+    plan_.BuildTable(sparse, batch.token_ids.first(rows), std::span(row_domain_).first(rows));
+  }
+  LayerTimes times;
+  int rows = all_rows;
+  for (int layer = 0; layer < num_layers; ++layer) {
+    const absl::Time begin = absl::Now();
+    const bool in_range = layer >= layered.begin && layer < layered.end;
+    const bool resumes = layer == layered.begin && layer > 0;
+    rows = rows_of(layer);
+    if (resumes) Resume(batch, whole_rows, layer);
+    if (rows > 0) rows = Attention(batch, cache, layer, rows, resumes ? whole_rows : rows);
     if (rows > 0) Ffn(rows, layer);
+    if (layer + 1 == layered.end && layered.end < num_layers) Hold(whole_rows, all_rows);
+    (in_range ? times.layered : times.others) += absl::Now() - begin;
   }
   const size_t bytes = RowBytes(weights_.lm_head);
   ForRows(rows, [&](int row, int thread) {
     Prepare(weights_.lm_head, Norm(row, weights_.final_norm, thread),
             logit_activations_.data() + static_cast<size_t>(row) * bytes);
   });
+  return times;
 }
 
 void Transformer::Logits(int first, int count, float* out) {

@@ -28,7 +28,7 @@ class Transformer final : public Model {
   }
   uint64_t shared_weight_bytes() const override { return weights_.shared_bytes(); }
   uint64_t active_weight_bytes(int domain) const override;
-  void Forward(const StepBatch& batch, KvCache& cache) override;
+  LayerTimes Forward(const StepBatch& batch, KvCache& cache) override;
   void Logits(int first, int count, float* out) override;
   uint64_t ExpertTokens(int layer, int domain, int expert) const override;
 
@@ -66,12 +66,18 @@ class Transformer final : public Model {
   void ReadPastCaches();
   Transformer(ModelSpec spec, const ModelOptions& options, Weights weights, ThreadPool& pool);
 
+  // Tells of each row what is known of it before the first layer.
+  void DescribeRows(const StepBatch& batch);
   // Each of these leaves x normed and prepared for the matrices that come next: a row is at hand only once.
-  // x = Embed[ids]
-  void Embed(const StepBatch& batch);
+  // x = Embed[ids] of rows [0, rows)
+  void Embed(const StepBatch& batch, int rows);
+  // x of the layered chunks, of which `first_row` is the first row, as they were held, for the layer that comes next.
+  void Resume(const StepBatch& batch, int first_row, int layer);
+  void Hold(int first_row, int rows);
   // x += Attn(Norm x) of so many rows. Returns how many go on: in the last layer, whose keys and values are wanted of
   // all rows and nothing else but of those with logits, only those.
-  int Attention(const StepBatch& batch, KvCache& cache, int layer, int rows);
+  // Rows from `first_new_row` on have passed no layer in this step.
+  int Attention(const StepBatch& batch, KvCache& cache, int layer, int rows, int first_new_row);
   // Leaves the given rows in what is known of a row, in what the last layer's queries are made of, and in its plan.
   void KeepRows(std::span<const int32_t> kept);
   // The tokens from `row` on, before `end`, that follow each other in one sequence.
@@ -131,6 +137,7 @@ class Transformer final : public Model {
   size_t qkv_width_ = 0;        // of the widest layer
   size_t attention_width_ = 0;  // num_heads * head_dim of the widest layer
   AlignedBuffer x_;             // [R, hidden_size] the residual stream
+  AlignedBuffer held_x_;        // [R, hidden_size] of rows that have passed some layers, from one step to the next
   AlignedBuffer activations_;   // [V] rows of prepared activations
   AlignedBuffer norm_rows_;     // [R] rows of hidden_size as matmul reads fp32; gate-routed layers only
   AlignedBuffer gate_scores_;   // [R, the largest num_experts]

@@ -34,12 +34,6 @@ RoutePlan::RoutePlan(std::vector<LayerRouter> routers, int max_rows) {
   next_entry_.resize(max_experts);
 }
 
-void RoutePlan::Build(std::span<const int32_t> token_ids, std::span<const int32_t> domains) {
-  for (int l = 0; l < num_layers(); ++l) {
-    if (layers_[static_cast<size_t>(l)].router.table != nullptr) BuildTable(l, token_ids, domains);
-  }
-}
-
 void RoutePlan::BuildTable(int sparse_layer, std::span<const int32_t> token_ids, std::span<const int32_t> domains) {
   Layer& layer = layers_[static_cast<size_t>(sparse_layer)];
   const TableRouter& table = *layer.router.table;

@@ -72,9 +72,7 @@ class RoutePlan {
   // routers: one per sparse layer; their tables must outlive the plan. Allocates all that a step will need.
   RoutePlan(std::vector<LayerRouter> routers, int max_rows);
 
-  // Plans all table-routed layers. token_ids, domains: [rows]. Never allocates.
-  void Build(std::span<const int32_t> token_ids, std::span<const int32_t> domains);
-  // Plans one table-routed layer anew, for other rows. Never allocates.
+  // Plans one table-routed layer. token_ids, domains: [rows]. Never allocates.
   void BuildTable(int sparse_layer, std::span<const int32_t> token_ids, std::span<const int32_t> domains);
   // Plans one gate-routed layer. experts, weights: [rows, k] of what the gate chose, in slot order. Never allocates.
   void BuildGated(int sparse_layer, int rows, std::span<const int32_t> experts, std::span<const float> weights);

@@ -18,6 +18,7 @@ Scheduler::Scheduler(const SchedulerLimits& limits, int num_domains, KvCache& ca
   running_.reserve(static_cast<size_t>(limits.max_running));
   preempted_.reserve(static_cast<size_t>(limits.max_running));
   step_.reserve(static_cast<size_t>(limits.max_running));
+  between_layers_.reserve(static_cast<size_t>(limits.max_running));
 }
 
 void Scheduler::Add(Sequence* s) {
@@ -39,11 +40,18 @@ void Scheduler::Remove(Sequence* s) {
       std::erase(preempted_, s);
       break;
   }
+  GiveUpBlocks(s);
+}
+
+void Scheduler::GiveUpBlocks(Sequence* s) {
   blocks_.Release(s);
+  if (!s->is_between_layers) return;
+  s->is_between_layers = false;
+  std::erase_if(between_layers_, [s](const ScheduledChunk& chunk) { return chunk.sequence == s; });
 }
 
 void Scheduler::Preempt(Sequence* s) {
-  blocks_.Release(s);
+  GiveUpBlocks(s);
   std::erase(running_, s);
   s->state = Sequence::State::kPreempted;
   InsertByAdmission(preempted_, s);
@@ -51,15 +59,17 @@ void Scheduler::Preempt(Sequence* s) {
 }
 
 void Scheduler::Enter(Sequence* s, int num_tokens) {
-  step_.push_back({.sequence = s, .row_begin = 0, .num_tokens = num_tokens, .completes = false});
+  step_.push_back({.sequence = s, .row_begin = 0, .num_tokens = num_tokens, .completes = false, .held_row = 0});
   step_rows_ += num_tokens;
 }
 
 void Scheduler::ScheduleDecodes() {
+  int room = limits_.max_step_tokens;
+  for (const ScheduledChunk& chunk : between_layers_) room -= chunk.num_tokens;
   // First admitted first: preemption only ever shortens the part of the list that is still to come.
-  for (size_t i = 0; i < running_.size() && step_rows_ < limits_.max_step_tokens; ++i) {
+  for (size_t i = 0; i < running_.size() && step_rows_ < room; ++i) {
     Sequence* s = running_[i];
-    if (s->num_left() != 1) continue;
+    if (s->num_left() != 1 || s->is_between_layers) continue;
     bool has_room = blocks_.Reserve(s, static_cast<int>(s->tokens.size()));
     while (!has_room && running_.back() != s) {
       Preempt(running_.back());
@@ -136,31 +146,64 @@ void Scheduler::SchedulePrefills(int budget, bool may_let_in) {
   }
 }
 
-std::span<const ScheduledChunk> Scheduler::Schedule(absl::FunctionRef<int(int)> timely_tokens) {
+int Scheduler::Budget(int decode_tokens, const TimelySteps& timely) const {
+  if (decode_tokens == 0) return limits_.max_step_tokens;
+  const int least = std::min(decode_tokens + limits_.min_prefill_tokens, limits_.max_step_tokens);
+  int tokens = timely.tokens(decode_tokens, limits_.num_layers);
+  if (limits_.num_layers > 1) {
+    tokens = std::max(tokens, std::min(decode_tokens + limits_.layered_tokens, timely.tokens(decode_tokens, 1)));
+  }
+  return std::clamp(tokens, least, limits_.max_step_tokens);
+}
+
+ScheduledStep Scheduler::Schedule(const TimelySteps& timely) {
   step_.clear();
   step_rows_ = 0;
   const uint64_t preemptions_before = preemptions_;
   ScheduleDecodes();
-  int budget = limits_.max_step_tokens;
-  if (!step_.empty()) {
-    const int least = std::min(step_rows_ + limits_.min_prefill_tokens, budget);
-    budget = std::clamp(timely_tokens(step_rows_), least, budget);
+  const int decode_tokens = step_rows_;
+  const size_t num_whole = step_.size();
+  if (between_layers_.empty()) {
+    layer_begin_ = 0;
+    SchedulePrefills(Budget(decode_tokens, timely), /*may_let_in=*/preemptions_ == preemptions_before);
   }
-  SchedulePrefills(budget, /*may_let_in=*/preemptions_ == preemptions_before);
+  for (const ScheduledChunk& chunk : between_layers_) {
+    Enter(chunk.sequence, chunk.num_tokens);
+    step_.back().held_row = chunk.held_row;
+  }
+  layer_end_ = limits_.num_layers;
+  if (decode_tokens > 0 && step_rows_ > decode_tokens) {
+    const int left = limits_.num_layers - layer_begin_;
+    layer_end_ = layer_begin_ + std::clamp(timely.layers(decode_tokens, step_rows_, left), 1, left);
+  }
+  const bool whole = layer_begin_ == 0 && layer_end_ == limits_.num_layers;
+  num_layered_ = whole ? 0 : static_cast<int>(step_.size() - num_whole);
   int row = 0;
-  for (ScheduledChunk& chunk : step_) {
+  for (size_t i = 0; i < step_.size(); ++i) {
+    ScheduledChunk& chunk = step_[i];
     chunk.row_begin = row;
-    chunk.completes = chunk.num_tokens == chunk.sequence->num_left();
+    chunk.completes =
+        chunk.num_tokens == chunk.sequence->num_left() && (i < num_whole || layer_end_ == limits_.num_layers);
     row += chunk.num_tokens;
   }
-  return step_;
+  return {.chunks = step_, .num_layered = num_layered_, .layer_begin = layer_begin_, .layer_end = layer_end_};
 }
 
 void Scheduler::Complete() {
-  for (const ScheduledChunk& chunk : step_) {
-    chunk.sequence->num_computed += chunk.num_tokens;
-    blocks_.Store(chunk.sequence);
+  between_layers_.clear();
+  const size_t num_whole = step_.size() - static_cast<size_t>(num_layered_);
+  for (size_t i = 0; i < step_.size(); ++i) {
+    ScheduledChunk& chunk = step_[i];
+    chunk.sequence->is_between_layers = i >= num_whole && layer_end_ < limits_.num_layers;
+    if (chunk.sequence->is_between_layers) {
+      chunk.held_row = chunk.row_begin - step_[num_whole].row_begin;
+      between_layers_.push_back(chunk);
+    } else {
+      chunk.sequence->num_computed += chunk.num_tokens;
+      blocks_.Store(chunk.sequence);
+    }
   }
+  if (!between_layers_.empty()) layer_begin_ = layer_end_;
   step_.clear();
 }
 

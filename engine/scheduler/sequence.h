@@ -22,11 +22,12 @@ struct Sequence {
   // The scheduler's own.
   enum class State : uint8_t { kWaiting, kRunning, kPreempted };
   State state = State::kWaiting;
-  uint64_t admission = 0;       // in which order it was first let in
-  int num_computed = 0;         // tokens whose keys and values are in the cache
-  std::vector<int32_t> blocks;  // reserved for all blocks that may ever be
-  int num_stored = 0;           // of the blocks, those at the front that the prefix cache knows
-  ContentId content{};          // of these
+  uint64_t admission = 0;          // in which order it was first let in
+  int num_computed = 0;            // tokens whose keys and values are in the cache
+  bool is_between_layers = false;  // some that come next have passed some layers
+  std::vector<int32_t> blocks;     // reserved for all blocks that may ever be
+  int num_stored = 0;              // of the blocks, those at the front that the prefix cache knows
+  ContentId content{};             // of these
   Sequence* previous_in_list = nullptr;
   Sequence* next_in_list = nullptr;
 

@@ -10,9 +10,12 @@ namespace {
 
 // A step's time varies from one to the next, and a token is on its way for a while after its step.
 constexpr double kShareOfTarget = 0.85;
-// So many times as long as decodes alone may take a step at least: with 1.55, 128 tokens of prompt for 64 of
-// answer come in just as fast as their answers end, and with any less, or a hiccup, the queue only grows.
-constexpr double kLeastTimeOverDecodes = 1.75;
+// So many times as long as decodes alone may take a step at least. Where a prompt's layers take as long as the decodes
+// of a step, that is two steps for each prompt; 16 sequences with answers of 64 tokens bring one every four.
+constexpr double kLeastTimeOverDecodes = 1.5;
+// At most, where the prompts of a good part of all sequences wait.
+constexpr double kMostTimeOverDecodes = 1.75;
+constexpr double kFewWaiting = 0.125;  // of all sequences
 // So many targets at most, on account of sequences that do not decode yet.
 constexpr double kMostTargets = 2;
 constexpr double kNewest = 0.3;  // weight of the newest measurement
@@ -21,8 +24,8 @@ constexpr double kMostSurprise = 1.5;
 
 }  // namespace
 
-StepBudget::StepBudget(absl::Duration target, int max_rows)
-    : target_seconds_(absl::ToDoubleSeconds(target) * kShareOfTarget), max_rows_(max_rows) {
+StepBudget::StepBudget(absl::Duration target, int max_rows, int num_layers)
+    : target_seconds_(absl::ToDoubleSeconds(target) * kShareOfTarget), max_rows_(max_rows), num_layers_(num_layers) {
   const auto add = [this](double rows) {
     points_.push_back({.rows = rows, .seconds = std::numeric_limits<double>::infinity(), .is_measured = false});
   };
@@ -38,11 +41,14 @@ void StepBudget::StepTook(int rows, absl::Duration time) {
   Point& nearest = *std::min_element(points_.begin(), points_.end(), [log_rows](const Point& a, const Point& b) {
     return std::abs(std::log(a.rows) - log_rows) < std::abs(std::log(b.rows) - log_rows);
   });
-  const double seconds = absl::ToDoubleSeconds(time) * nearest.rows / rows;
+  const double seconds = absl::ToDoubleSeconds(time);
   if (nearest.is_measured) {
-    nearest.seconds += kNewest * (std::min(seconds, kMostSurprise * nearest.seconds) - nearest.seconds);
+    const double surprise = std::min(seconds / SecondsOf(rows), kMostSurprise);
+    const double change = 1 + kNewest * (surprise - 1);
+    // What slows steps of some rows down, memory above all, does so to others as well, if not as much.
+    for (Point& p : points_) p.seconds *= &p == &nearest ? change : std::sqrt(change);
   } else {
-    nearest.seconds = seconds;
+    nearest.seconds = seconds * nearest.rows / rows;
     nearest.is_measured = true;
   }
   for (Point& p : points_) {
@@ -68,11 +74,40 @@ double StepBudget::LikelySecondsOf(int rows) const {
   return std::sqrt(least * std::max(least, most));
 }
 
-int StepBudget::Rows(int decode_rows, int sequences) const {
+double StepBudget::MostSeconds(int decode_rows, int sequences) const {
+  const double waiting = 1 - static_cast<double>(decode_rows) / std::max({decode_rows, sequences, 1});
+  const double over_decodes =
+      std::clamp(kLeastTimeOverDecodes + waiting - kFewWaiting, kLeastTimeOverDecodes, kMostTimeOverDecodes);
+  return std::max({target_seconds_, over_decodes * LeastSecondsOf(decode_rows),
+                   std::min(kMostTargets * target_seconds_, over_decodes * LikelySecondsOf(sequences))});
+}
+
+double StepBudget::SecondsOf(int rows) const {
+  const auto above = std::find_if(points_.begin(), points_.end(), [rows](const Point& p) { return p.rows >= rows; });
+  if (above == points_.end()) return points_.back().seconds;
+  if (above == points_.begin()) return above->seconds;
+  const Point& below = *std::prev(above);
+  return below.seconds + (rows - below.rows) / (above->rows - below.rows) * (above->seconds - below.seconds);
+}
+
+int StepBudget::Layers(int decode_rows, int rows, int sequences, int left) const {
+  if (std::isinf(points_.front().seconds) || rows <= decode_rows) return left;
+  const double decodes = SecondsOf(decode_rows);
+  const double of_a_layer = (SecondsOf(rows) - decodes) / num_layers_;
+  const double spare = MostSeconds(decode_rows, sequences) - decodes;
+  if (spare >= left * of_a_layer) return left;
+  const int most = spare > of_a_layer ? static_cast<int>(spare / of_a_layer) : 1;
+  const int steps = (left + most - 1) / most;
+  return (left + steps - 1) / steps;
+}
+
+int StepBudget::Rows(int decode_rows, int sequences, int layers) const {
   if (std::isinf(points_.front().seconds)) return max_rows_;
-  const double seconds =
-      std::max({target_seconds_, kLeastTimeOverDecodes * LeastSecondsOf(decode_rows),
-                std::min(kMostTargets * target_seconds_, kLeastTimeOverDecodes * LikelySecondsOf(sequences))});
+  double seconds = MostSeconds(decode_rows, sequences);
+  // If all passed all layers at once: as much longer as there are steps to share it.
+  if (layers < num_layers_) {
+    seconds += (static_cast<double>(num_layers_) / layers - 1) * std::max(0.0, seconds - SecondsOf(decode_rows));
+  }
   const auto above =
       std::find_if(points_.begin(), points_.end(), [seconds](const Point& p) { return p.seconds > seconds; });
   if (above == points_.end()) return max_rows_;

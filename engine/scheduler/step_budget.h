@@ -4,8 +4,8 @@
 // in proportion; by that each measurement corrects the entries beside its own too, so that a single slow step is
 // forgotten as soon as smaller ones have been quick.
 //
-// Any answer is as correct as any other: a request's bits do not depend on how its prompt is cut. Owned by the engine
-// thread. Never allocates after construction.
+// Any answer is as correct as any other: a request's bits do not depend on how its prompt is cut, by tokens or by
+// layers. Owned by the engine thread. Never allocates after construction.
 #pragma once
 
 #include <vector>
@@ -16,18 +16,24 @@ namespace scion {
 
 class StepBudget {
  public:
-  // target: above zero; may be infinite.
-  StepBudget(absl::Duration target, int max_rows);
+  // target: above zero; may be infinite. num_layers: equal shares of a step, as many as a prompt's rows may be spread
+  // over, a few in each step.
+  StepBudget(absl::Duration target, int max_rows, int num_layers);
 
+  // All of whose rows passed all layers.
   void StepTook(int rows, absl::Duration time);
-  // Of a step in which `decode_rows` rows decode, while `sequences` (those included) decode or will, once their prompts
-  // are computed. As many as end within the target; but where that would leave prompts too little, a step may take
-  // - three quarters longer than its decodes alone,
-  // - up to twice the target: three quarters longer than all the sequences' decodes together would.
+  // How many rows a step may have, `decode_rows` rows that decode among them, while `sequences` (those included) decode
+  // or will, once their prompts are computed. As many as end within the target if the rows of prompts pass so many
+  // layers a step; but where that would leave prompts too little, a step may take
+  // - half as long again as its decodes alone, and up to three quarters where prompts of many sequences wait,
+  // - up to twice the target: half as long again as all the sequences' decodes together would.
   // For a server that lets prompts trickle in order to keep a target that is too low for its load keeps everybody
   // waiting: few decode in steps that are hardly cheaper than those of many. At least 1, at most max_rows; max_rows as
   // long as nothing has been measured.
-  int Rows(int decode_rows, int sequences) const;
+  int Rows(int decode_rows, int sequences, int layers) const;
+  // How many of the `left` layers that are left to them prompts may pass in a step of `rows` rows, by the same rule: at
+  // least 1, and no more than steps of equal length need.
+  int Layers(int decode_rows, int rows, int sequences, int left) const;
 
  private:
   struct Point {
@@ -36,6 +42,10 @@ class StepBudget {
     bool is_measured;  // or else concluded from others
   };
 
+  // Above target_seconds_ only by the exceptions of Rows.
+  double MostSeconds(int decode_rows, int sequences) const;
+  // What so many rows take at most, as far as is known.
+  double SecondsOf(int rows) const;
   // What so many rows take at least, as far as measurements tell.
   double LeastSecondsOf(int rows) const;
   // Between the least and the most, at equal ratios to both. So many sequences may never have decoded together: taken
@@ -44,6 +54,7 @@ class StepBudget {
 
   const double target_seconds_;
   const int max_rows_;
+  const int num_layers_;
   std::vector<Point> points_;  // ascending
 };
 

@@ -1,5 +1,6 @@
-// A request's logits have the same bits whatever else is in the batch, however its prompt is chunked, on any number of
-// threads, with and without the prefix cache. The reference is each sequence run alone, in one piece, on one thread.
+// A request's logits have the same bits whatever else is in the batch, however its prompt is chunked, by tokens and by
+// layers, on any number of threads, with and without the prefix cache. The reference is each sequence run alone, in one
+// piece, on one thread.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -64,6 +65,7 @@ struct TraceSummary {
   int widest_mixed_step = 0;  // rows of the largest step of at least 3 domains with both prefill and decode in it
   int unwanted_rows = 0;
   int steps_without_logits = 0;
+  int resumed_chunks = 0;  // that pass some layers, after others in earlier steps
 };
 
 struct Loaded {
@@ -93,7 +95,8 @@ int32_t Greedy(std::span<const float> logits) {
 }
 
 // Runs all prompts through the scheduler, greedily. Steps take turns in whose logits they want: of all rows, of those
-// that the next token needs, of these and every third.
+// that the next token needs, of these and every third. With limits.num_layers, prompts beside decodes pass one layer or
+// two in a step.
 std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, SchedulerLimits limits,
                                  TraceSummary* summary, uint64_t* preemptions = nullptr,
                                  PrefixCache* prefixes = nullptr) {
@@ -111,8 +114,11 @@ std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, 
       sequences[i].num_prompt_tokens = static_cast<int>(prompts[i].ids.size());
       scheduler.Add(&sequences[i]);
     }
-    const std::span<const ScheduledChunk> scheduled = scheduler.Schedule();
-    const std::vector<ScheduledChunk> chunks(scheduled.begin(), scheduled.end());
+    const ScheduledStep scheduled = scheduler.Schedule({.tokens = [&](int, int) { return limits.max_step_tokens; },
+                                                        .layers = [&](int, int, int) { return 1 + step % 2; }});
+    const std::vector<ScheduledChunk> chunks(scheduled.chunks.begin(), scheduled.chunks.end());
+    const size_t num_whole = chunks.size() - static_cast<size_t>(scheduled.num_layered);
+    const bool has_logits = scheduled.layer_end == limits.num_layers;
     if (chunks.empty()) {
       EXPECT_LT(step, 10000);
       continue;
@@ -123,7 +129,13 @@ std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, 
     int prefill = 0, decode = 0;
     for (const ScheduledChunk& c : chunks) {
       const Sequence& s = *c.sequence;
+      const bool passes_last_layer = step_chunks.size() < num_whole || has_logits;
+      EXPECT_FALSE(c.completes && !passes_last_layer);
       for (int i = 0; i < c.num_tokens; ++i) {
+        if (!passes_last_layer) {
+          ids.push_back(s.tokens[static_cast<size_t>(s.num_computed + i)]);
+          continue;
+        }
         const bool needed = c.completes && i + 1 == c.num_tokens;
         const bool wanted = needed || step % 3 == 0 || (step % 3 == 2 && ids.size() % 3 == 0);
         if (wanted) rows.push_back(static_cast<int32_t>(ids.size()));
@@ -139,7 +151,8 @@ std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, 
                              .row_begin = c.row_begin,
                              .num_rows = c.num_tokens,
                              .position = s.num_computed,
-                             .blocks = s.blocks});
+                             .blocks = s.blocks,
+                             .held_row = c.held_row});
       domains.insert(s.domain);
       (s.num_computed >= s.num_prompt_tokens ? decode : prefill) += c.num_tokens;
     }
@@ -150,7 +163,13 @@ std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, 
     if (summary != nullptr && domains.size() >= 3 && prefill > 0 && decode > 0) {
       summary->widest_mixed_step = std::max(summary->widest_mixed_step, prefill + decode);
     }
-    l.model->Forward({.token_ids = ids, .chunks = step_chunks, .logit_rows = rows}, *l.cache);
+    if (summary != nullptr && scheduled.layer_begin > 0) summary->resumed_chunks += scheduled.num_layered;
+    l.model->Forward({.token_ids = ids,
+                      .chunks = step_chunks,
+                      .logit_rows = rows,
+                      .num_layered_chunks = scheduled.num_layered,
+                      .layers = {.begin = scheduled.layer_begin, .end = scheduled.layer_end}},
+                     *l.cache);
     std::vector<float> all(ids.size() * vocab);
     for (size_t first = 0; first < rows.size(); first += 16) {
       const size_t n = std::min<size_t>(16, rows.size() - first);
@@ -159,7 +178,7 @@ std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, 
         std::memcpy(&all[static_cast<size_t>(rows[first + i]) * vocab], &logits[i * vocab], vocab * sizeof(float));
       }
     }
-    for (const ScheduledChunk& c : chunks) {
+    for (const ScheduledChunk& c : std::span(chunks).first(has_logits ? chunks.size() : num_whole)) {
       const size_t i = static_cast<size_t>(c.sequence - sequences.data());
       std::vector<float>& out = outcomes[i].logits;
       const int known = static_cast<int>(out.size() / vocab);
@@ -255,15 +274,22 @@ TEST_P(BatchInvarianceTest, LogitsHaveTheSameBitsAloneAndInCompany) {
   }
   for (int threads : {1, 2, 3, 5}) {
     for (int chunk : {1, 7, 64, 512}) {
-      SCOPED_TRACE(testing::Message() << threads << " threads, chunks of " << chunk);
+      const bool layered = threads == 2 || threads == 3;
+      SCOPED_TRACE(testing::Message() << threads << " threads, chunks of " << chunk
+                                      << (layered ? " layer by layer" : ""));
       Loaded l = LoadModel(**checkpoint, kernels, weights, threads, 512, 400);
       TraceSummary trace;
-      ExpectSameBits(
-          RunTogether(l, prompts,
-                      {.max_step_tokens = chunk < 64 ? 64 : 512, .prefill_chunk_tokens = chunk, .max_running = 64},
-                      &trace),
-          alone, vocab);
+      ExpectSameBits(RunTogether(l, prompts,
+                                 {.max_step_tokens = chunk < 64 ? 64 : 512,
+                                  .prefill_chunk_tokens = chunk,
+                                  .max_running = 64,
+                                  .num_layers = layered ? static_cast<int>(spec.layers.size()) : 1},
+                                 &trace),
+                     alone, vocab);
       EXPECT_GE(trace.widest_mixed_step, 24);
+      if (layered) {
+        EXPECT_GE(trace.resumed_chunks, 20);
+      }
       EXPECT_GE(trace.unwanted_rows, 100);
       if (HasFailure()) return;
     }
@@ -283,15 +309,20 @@ TEST_P(BatchInvarianceTest, ASequenceThatGaveWayComesOutTheSame) {
   test::WriteTinyModel(test::MakeTinyModel(TestModel(weights)), directory.path());
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(directory.path());
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
-  const std::vector<Prompt> prompts = MakePrompts((*checkpoint)->spec());
+  std::vector<Prompt> prompts = MakePrompts((*checkpoint)->spec());
+  for (size_t i = 9; i < prompts.size() - 1; i += 3) prompts[i].max_new_tokens = 40;  // and so a second block
   std::vector<Outcome> alone;
-  Loaded l = LoadModel(**checkpoint, kernels, weights, 2, 512, 12);
+  Loaded l = LoadModel(**checkpoint, kernels, weights, 2, 512, 11);
   for (const Prompt& p : prompts) alone.push_back(RunAlone(l, p));
-  uint64_t preemptions = 0;
-  ExpectSameBits(RunTogether(l, prompts, {.max_step_tokens = 64, .prefill_chunk_tokens = 16, .max_running = 24},
-                             nullptr, &preemptions),
-                 alone, static_cast<size_t>((*checkpoint)->spec().vocab_size));
-  EXPECT_GT(preemptions, 0u);
+  for (int num_layers : {1, 4}) {
+    uint64_t preemptions = 0;
+    ExpectSameBits(
+        RunTogether(l, prompts,
+                    {.max_step_tokens = 64, .prefill_chunk_tokens = 16, .max_running = 24, .num_layers = num_layers},
+                    nullptr, &preemptions),
+        alone, static_cast<size_t>((*checkpoint)->spec().vocab_size));
+    EXPECT_GT(preemptions, 0u);
+  }
 }
 
 // Prompts that begin alike, in two domains; they come at once and one after another. Chunks end inside of blocks too.
@@ -328,7 +359,11 @@ void ExpectThePrefixCacheChangesNoBit(const Checkpoint& checkpoint, const Kernel
     PrefixCache prefixes(kernels::kKvBlockTokens, blocks);
     for (int round = 0; round < 2; ++round) {
       const std::vector<Outcome> outcomes =
-          RunTogether(l, prompts, {.max_step_tokens = 8 + 8 * chunk, .prefill_chunk_tokens = chunk, .max_running = 64},
+          RunTogether(l, prompts,
+                      {.max_step_tokens = 8 + 8 * chunk,
+                       .prefill_chunk_tokens = chunk,
+                       .max_running = 64,
+                       .num_layers = threads == 1 ? 1 : static_cast<int>(checkpoint.spec().layers.size())},
                       nullptr, nullptr, &prefixes);
       ExpectSameBits(outcomes, alone, vocab);
       size_t passed_over = 0;
@@ -368,11 +403,18 @@ class BlocksInvarianceTest : public BatchInvarianceTest {
     }
     for (auto [threads, chunk] : {std::pair{1, 7}, {2, 512}, {3, 64}}) {
       Loaded l = LoadModel(**checkpoint, kernels, weights, threads, 512, 400);
-      ExpectSameBits(
-          RunTogether(l, prompts,
-                      {.max_step_tokens = chunk < 64 ? 64 : 512, .prefill_chunk_tokens = chunk, .max_running = 64},
-                      nullptr),
-          alone, static_cast<size_t>(spec.vocab_size));
+      TraceSummary trace;
+      const bool layered = threads > 1;
+      ExpectSameBits(RunTogether(l, prompts,
+                                 {.max_step_tokens = chunk < 64 ? 64 : 512,
+                                  .prefill_chunk_tokens = chunk,
+                                  .max_running = 64,
+                                  .num_layers = layered ? static_cast<int>(spec.layers.size()) : 1},
+                                 &trace),
+                     alone, static_cast<size_t>(spec.vocab_size));
+      if (layered) {
+        EXPECT_GE(trace.resumed_chunks, 10);
+      }
       if (HasFailure()) return;
     }
     ExpectThePrefixCacheChangesNoBit(**checkpoint, kernels, weights);

@@ -21,7 +21,7 @@ TEST(RoutePlan, ATokenVisitsTheExpertsThatItsDomainsTableNames) {
   RoutePlan plan({{&router, 5, 2}}, 4);
   const std::vector<int32_t> ids = {4, 2, 0, 3};
   const std::vector<int32_t> domains = {0, 0, 1, 1};
-  plan.Build(ids, domains);
+  plan.BuildTable(0, ids, domains);
   const LayerRoute& r = plan.layer(0);
 
   // By hand from the tables above: [row][slot], experts of domain 1 are numbered from 3.
@@ -59,8 +59,8 @@ TEST(RoutePlan, EveryVisitIsAnEntryOnceAndRowsAscendWithinAnExpert) {
       domains.resize(domains.size() + n, static_cast<int32_t>(random() % 3));
       for (size_t i = 0; i < n; ++i) ids.push_back(static_cast<int32_t>(random() % kVocab));
     }
-    plan.Build(ids, domains);
     for (int layer = 0; layer < 2; ++layer) {
+      plan.BuildTable(layer, ids, domains);
       const LayerRoute& r = plan.layer(layer);
       ASSERT_EQ(r.entries.size(), ids.size() * 3);
       std::set<int> seen(r.entries.begin(), r.entries.end());
@@ -82,10 +82,12 @@ TEST(RoutePlan, EveryVisitIsAnEntryOnceAndRowsAscendWithinAnExpert) {
   }
 }
 
-TEST(RoutePlan, OneLayerIsPlannedAnewForFewerRows) {
+TEST(RoutePlan, ALayerIsPlannedAnewForFewerRows) {
   const TableRouter router = SmallRouter();
   RoutePlan plan({{&router, 5, 2}, {&router, 5, 2}}, 4);
-  plan.Build(std::vector<int32_t>{4, 2, 0, 3}, std::vector<int32_t>{0, 0, 1, 1});
+  for (int layer : {0, 1}) {
+    plan.BuildTable(layer, std::vector<int32_t>{4, 2, 0, 3}, std::vector<int32_t>{0, 0, 1, 1});
+  }
   plan.BuildTable(1, std::vector<int32_t>{2, 3}, std::vector<int32_t>{0, 1});
   EXPECT_EQ(plan.layer(0).rows.size(), 8u);
   // By hand: row 0 visits experts 2 and 0, row 1 visits 3 and 4.
@@ -104,7 +106,7 @@ TEST(RoutePlan, AGatesChoiceIsPlannedWhenItsLayerRuns) {
   RoutePlan plan({{&router, 5, 2}, {nullptr, 8, 3}}, 4);
   const std::vector<int32_t> ids = {4, 2};
   const std::vector<int32_t> domains = {0, 0};
-  plan.Build(ids, domains);
+  plan.BuildTable(0, ids, domains);
   const std::vector<int32_t> table_entries(plan.layer(0).entries.begin(), plan.layer(0).entries.end());
   const std::vector<int32_t> experts = {7, 0, 3, /*row 1*/ 3, 7, 1};
   const std::vector<float> weights = {0.5f, 0.3f, 0.2f, 0.6f, 0.3f, 0.1f};

@@ -21,6 +21,8 @@ class SchedulerTest : public testing::Test {
     prefixes_ = with_prefixes ? std::make_unique<PrefixCache>(kBlock, num_blocks) : nullptr;
     scheduler_ = std::make_unique<Scheduler>(limits, kDomains, *cache_, prefixes_.get());
     memory_.assign(static_cast<size_t>(num_blocks * kBlock), 0);
+    held_.clear();
+    held_layers_ = 0;
   }
   Sequence* AddTokens(std::vector<int32_t> tokens, int domain = 0, uint64_t tenant = 0) {
     sequences_.push_back(std::make_unique<Sequence>());
@@ -54,32 +56,54 @@ class SchedulerTest : public testing::Test {
     return memory_[static_cast<size_t>(s.blocks.at(static_cast<size_t>(position / kBlock)) * kBlock +
                                        position % kBlock)];
   }
-  // One step; every sequence whose chunk completes gets a new token, as a decoder would give it.
-  std::vector<ScheduledChunk> Step(int timely_tokens = 1 << 20) {
-    const std::span<const ScheduledChunk> span = scheduler_->Schedule([&](int) { return timely_tokens; });
-    std::vector<ScheduledChunk> chunks(span.begin(), span.end());
+  // A step whose rows pass all layers, or those of prompts as many as are timely; every sequence whose chunk completes
+  // gets a new token, as a decoder would give it.
+  std::vector<ScheduledChunk> Step(int timely_tokens = 1 << 20, int timely_layers = 1 << 20) {
+    const ScheduledStep step = scheduler_->Schedule(
+        {.tokens = [&](int, int) { return timely_tokens; }, .layers = [&](int, int, int) { return timely_layers; }});
+    std::vector<ScheduledChunk> chunks(step.chunks.begin(), step.chunks.end());
+    const size_t num_whole = chunks.size() - static_cast<size_t>(step.num_layered);
+    ends_ = step.layer_end == limits_.num_layers;
+    std::vector<HeldRow> layered;
+    const auto still_held =
+        std::count_if(held_.begin(), held_.end(), [](const HeldRow& row) { return row.first->is_between_layers; });
     int rows = 0;
-    for (const ScheduledChunk& c : chunks) {
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      const ScheduledChunk& c = chunks[i];
       const Sequence& s = *c.sequence;
       EXPECT_EQ(c.row_begin, rows);
       EXPECT_GT(c.num_tokens, 0);
       EXPECT_LE(c.num_tokens, s.num_left());
-      EXPECT_EQ(c.completes, c.num_tokens == s.num_left());
+      EXPECT_EQ(c.completes, c.num_tokens == s.num_left() && (i < num_whole || ends_));
       EXPECT_GE(static_cast<int>(s.blocks.size()) * kBlock, s.num_computed + c.num_tokens);
       rows += c.num_tokens;
+      if (i >= num_whole) {
+        EXPECT_EQ(step.layer_begin, still_held > 0 ? held_layers_ : 0);
+        for (int t = 0; t < c.num_tokens; ++t) layered.push_back({&s, s.num_computed + t});
+        // What a model would find among the rows that it holds.
+        for (int t = 0; t < c.num_tokens && step.layer_begin > 0; ++t) {
+          EXPECT_EQ(held_.at(static_cast<size_t>(c.held_row + t)), HeldRow(&s, s.num_computed + t));
+        }
+        if (!ends_) continue;
+      }
       const std::vector<uint64_t> values = Values(s);
       for (int p = 0; p < s.num_computed + c.num_tokens; ++p) {
         if (p >= s.num_computed) MemoryAt(s, p) = values[static_cast<size_t>(p)];
       }
     }
     // All rows are written before any is read, and those of others may not have been touched.
-    for (const ScheduledChunk& c : chunks) {
+    for (const ScheduledChunk& c : std::span(chunks).first(ends_ ? chunks.size() : num_whole)) {
       const std::vector<uint64_t> values = Values(*c.sequence);
       for (int p = 0; p < c.sequence->num_computed + c.num_tokens; ++p) {
         EXPECT_EQ(MemoryAt(*c.sequence, p), values[static_cast<size_t>(p)]) << "position " << p;
       }
     }
     EXPECT_LE(rows, limits_.max_step_tokens);
+    if (still_held > 0) {
+      EXPECT_EQ(static_cast<ptrdiff_t>(layered.size()), still_held);
+    }
+    held_ = std::move(layered);
+    held_layers_ = ends_ ? 0 : step.layer_end;
     scheduler_->Complete();
     for (const ScheduledChunk& c : chunks) {
       if (c.completes) c.sequence->tokens.push_back(1);
@@ -102,7 +126,11 @@ class SchedulerTest : public testing::Test {
   std::unique_ptr<PrefixCache> prefixes_;
   std::unique_ptr<Scheduler> scheduler_;
   std::vector<std::unique_ptr<Sequence>> sequences_;
-  std::vector<uint64_t> memory_;  // [blocks, kBlock]
+  std::vector<uint64_t> memory_;                    // [blocks, kBlock]
+  using HeldRow = std::pair<const Sequence*, int>;  // and its position
+  std::vector<HeldRow> held_;                       // the layered rows of the last step
+  int held_layers_ = 0;                             // that they have passed
+  bool ends_ = true;                                // the last step's rows had passed all layers after it
 };
 
 TEST_F(SchedulerTest, PromptsArePrefilledInChunksUnderTheBudget) {
@@ -424,13 +452,15 @@ TEST_F(SchedulerTest, UnderPressureTextsLoseTheirEndsFirstAndTheOldestGoFirst) {
 // cache, many begin alike.
 TEST_F(SchedulerTest, EverySequenceEndsWhateverComes) {
   std::mt19937 random(11);
-  uint64_t preemptions = 0, hits = 0, evictions = 0;
+  uint64_t preemptions = 0, hits = 0, evictions = 0, layered_steps = 0;
   for (int round = 0; round < 60; ++round) {
     const bool with_prefixes = round % 2 == 1;
     Make({.max_step_tokens = 40,
           .prefill_chunk_tokens = 1 + static_cast<int>(random() % 40),
           .max_running = 12,
-          .min_prefill_tokens = 1 + static_cast<int>(random() % 5)},
+          .min_prefill_tokens = 1 + static_cast<int>(random() % 5),
+          .num_layers = round % 3 == 0 ? 1 : 2 + static_cast<int>(random() % 5),
+          .layered_tokens = 1 + static_cast<int>(random() % 40)},
          6, with_prefixes);
     std::map<Sequence*, int> left;
     int to_come = 40;
@@ -444,12 +474,13 @@ TEST_F(SchedulerTest, EverySequenceEndsWhateverComes) {
         left[AddTokens(tokens, static_cast<int>(random() % 2))] =
             1 + static_cast<int>(random() % (6 * kBlock - static_cast<unsigned>(prompt)));
       }
-      for (const ScheduledChunk& c : Step(1 + static_cast<int>(random() % 40))) {
+      for (const ScheduledChunk& c : Step(1 + static_cast<int>(random() % 40), 1 + static_cast<int>(random() % 4))) {
         if (c.completes && --left[c.sequence] == 0) {
           scheduler_->Remove(c.sequence);
           left.erase(c.sequence);
         }
       }
+      layered_steps += !ends_;
       if (!left.empty() && random() % 50 == 0) {
         scheduler_->Remove(left.begin()->first);
         left.erase(left.begin());
@@ -468,6 +499,80 @@ TEST_F(SchedulerTest, EverySequenceEndsWhateverComes) {
   EXPECT_GT(preemptions, 100u);
   EXPECT_GT(hits, 1000u);
   EXPECT_GT(evictions, 100u);
+  EXPECT_GT(layered_steps, 1000u);
+}
+
+// ---- layer by layer ----
+
+// Ten layers, four in a step: the prompts' rows pass them in three steps, while the others decode.
+TEST_F(SchedulerTest, PromptsPassAFewLayersAStepWhileOthersDecode) {
+  Make({.max_step_tokens = 200, .prefill_chunk_tokens = 50, .max_running = 8, .num_layers = 10, .layered_tokens = 100},
+       100);
+  Sequence* decoding = AddPrompt(5);
+  Step(20, 4);
+  EXPECT_TRUE(ends_) << "nobody waits for a step without decodes";
+  Sequence* a = AddPrompt(70);
+  Sequence* b = AddPrompt(80);
+  for (int layers : {4, 8, 10}) {
+    const std::vector<ScheduledChunk> step = Step(101, 4);
+    EXPECT_EQ(RowsOf(step, decoding), 1);
+    EXPECT_EQ(RowsOf(step, a), 50);
+    EXPECT_EQ(RowsOf(step, b), 50);
+    EXPECT_EQ(held_layers_, layers % 10);
+    EXPECT_EQ(a->num_computed, layers == 10 ? 50 : 0);
+  }
+  Sequence* c = AddPrompt(60);
+  std::vector<ScheduledChunk> step = Step(101, 4);
+  EXPECT_EQ(RowsOf(step, a), 20);
+  EXPECT_EQ(RowsOf(step, b), 30);
+  EXPECT_EQ(RowsOf(step, c), 50);
+  Sequence* late = AddPrompt(10);
+  step = Step(101, 4);
+  EXPECT_EQ(RowsOf(step, late), 0) << "which would be behind the others by four layers";
+  // One of them goes in the middle of it, and so does the last that decodes: then nobody waits.
+  scheduler_->Remove(b);
+  scheduler_->Remove(decoding);
+  step = Step(101, 4);
+  EXPECT_TRUE(ends_);
+  EXPECT_EQ(RowsOf(step, a), 20);
+  EXPECT_EQ(RowsOf(step, b), 0);
+  EXPECT_EQ(RowsOf(step, c), 50);
+  step = Step(101, 4);
+  EXPECT_EQ(RowsOf(step, a), 1);
+  EXPECT_EQ(RowsOf(step, c), 10);
+  EXPECT_EQ(RowsOf(step, late), 10);
+}
+
+// What may pass all layers in one step is not made less by what may pass them one by one.
+TEST_F(SchedulerTest, AsManyTokensAsAreTimelyEitherWay) {
+  for (int whole : {30, 90}) {
+    Make({.max_step_tokens = 200, .prefill_chunk_tokens = 200, .max_running = 8, .num_layers = 4, .layered_tokens = 60},
+         100);
+    AddPrompt(5);
+    Step();
+    Sequence* prompt = AddPrompt(150);
+    const ScheduledStep step =
+        scheduler_->Schedule({.tokens = [&](int, int layers) { return layers == 4 ? whole : 120; },
+                              .layers = [&](int, int, int) { return 4; }});
+    EXPECT_EQ(step.chunks.back().sequence, prompt);
+    EXPECT_EQ(step.chunks.back().num_tokens, whole == 30 ? 60 : 89);
+  }
+}
+
+TEST_F(SchedulerTest, WhoGivesWayBetweenLayersBeginsAnew) {
+  Make({.max_step_tokens = 64, .prefill_chunk_tokens = 64, .max_running = 8, .num_layers = 100}, 3);
+  Sequence* old = AddPrompt(31);
+  Step();
+  Sequence* young = AddPrompt(60);
+  while (scheduler_->preemptions() == 0) {
+    Step(64, 1);
+    ASSERT_EQ(young->num_computed, 0);
+    ASSERT_LT(old->tokens.size(), 90u);
+  }
+  EXPECT_FALSE(young->is_between_layers);
+  EXPECT_EQ(held_.size(), 0u);
+  scheduler_->Remove(old);
+  EXPECT_EQ(RowsOf(Step(64, 1), young), 60);
 }
 
 }  // namespace

@@ -19,14 +19,14 @@ constexpr absl::Duration kTarget = absl::Milliseconds(100);
 std::vector<double> Serve(StepBudget& budget, const Machine& machine, int decode_rows, int steps, int waiting = 0) {
   std::vector<double> times;
   for (int i = 0; i < steps; ++i) {
-    const int rows = std::max(budget.Rows(decode_rows, decode_rows + waiting), decode_rows + 1);
+    const int rows = std::max(budget.Rows(decode_rows, decode_rows + waiting, 1), decode_rows + 1);
     times.push_back(machine(rows));
     budget.StepTook(rows, absl::Milliseconds(times.back()));
   }
   return times;
 }
 
-TEST(StepBudget, TakesAllUntilSomethingIsKnown) { EXPECT_EQ(StepBudget(kTarget, 500).Rows(1, 1), 500); }
+TEST(StepBudget, TakesAllUntilSomethingIsKnown) { EXPECT_EQ(StepBudget(kTarget, 500, 1).Rows(1, 1, 1), 500); }
 
 TEST(StepBudget, FindsWhatTheMachineCanDoInTimeWithoutEverExceedingIt) {
   // Bound by memory up to some rows, then by arithmetic; experts that are not yet visited make small steps dearer.
@@ -37,10 +37,10 @@ TEST(StepBudget, FindsWhatTheMachineCanDoInTimeWithoutEverExceedingIt) {
       [](int rows) { return 0.01 * rows; },
   };
   for (const Machine& machine : machines) {
-    StepBudget budget(kTarget, 512);
+    StepBudget budget(kTarget, 512, 1);
     budget.StepTook(1, absl::Milliseconds(machine(1)));
     for (double ms : Serve(budget, machine, 0, 20)) EXPECT_LE(ms, 100);
-    const int rows = budget.Rows(1, 1);
+    const int rows = budget.Rows(1, 1, 1);
     EXPECT_LE(machine(rows), 100);
     if (rows < 512) {
       EXPECT_GE(machine(rows), 70);
@@ -50,59 +50,92 @@ TEST(StepBudget, FindsWhatTheMachineCanDoInTimeWithoutEverExceedingIt) {
 
 TEST(StepBudget, ALargeStepThatWasSlowDoesNotSayThatSmallOnesAre) {
   const Machine machine = [](int rows) { return 20 + rows; };
-  StepBudget budget(kTarget, 512);
+  StepBudget budget(kTarget, 512, 1);
   budget.StepTook(512, absl::Milliseconds(machine(512)));
-  EXPECT_LT(budget.Rows(1, 1), 40) << "nothing is known of small steps, so none is risked";
+  EXPECT_LT(budget.Rows(1, 1, 1), 40) << "nothing is known of small steps, so none is risked";
   for (double ms : Serve(budget, machine, 10, 10)) EXPECT_LE(ms, 100);
-  EXPECT_GE(machine(budget.Rows(1, 1)), 70);
+  EXPECT_GE(machine(budget.Rows(1, 1, 1)), 70);
 }
 
 TEST(StepBudget, AHiccupIsForgottenWithinAFewSteps) {
   const Machine machine = [](int rows) { return 20 + rows; };
-  StepBudget budget(kTarget, 512);
+  StepBudget budget(kTarget, 512, 1);
   Serve(budget, machine, 10, 20);
-  const int before = budget.Rows(1, 1);
+  const int before = budget.Rows(1, 1, 1);
   budget.StepTook(before, absl::Seconds(3));
-  EXPECT_GT(budget.Rows(1, 1), before / 2);
+  EXPECT_GT(budget.Rows(1, 1, 1), before / 2);
   Serve(budget, machine, 10, 10);
-  EXPECT_NEAR(budget.Rows(1, 1), before, 0.1 * before);
+  EXPECT_NEAR(budget.Rows(1, 1, 1), before, 0.1 * before);
+}
+
+// 15 rows take 54 ms, 143 take 120, and neither is one of its points. Of the 66 ms more that all of 16 layers take, a
+// step of 85 ms leaves time for 31, 7.5 layers, so three steps of 6. Where all is faster by a fifth, there is time
+// for 41.8 of 52.8 ms, two steps of 8; where all is slower by half, for 40.5 of 99, in steps of 1.5 times the decodes.
+TEST(StepBudget, KnowsWhatItMeasuresBetweenItsPointsToo) {
+  StepBudget budget(kTarget, 512, 16);
+  const auto learn = [&](double slowness) {
+    for (int i = 0; i < 20; ++i) {
+      budget.StepTook(15, absl::Milliseconds(54 * slowness));
+      budget.StepTook(143, absl::Milliseconds(120 * slowness));
+    }
+  };
+  for (int round = 0; round < 3; ++round) {
+    learn(1);
+    EXPECT_EQ(budget.Layers(15, 143, 15, 16), 6);
+    learn(0.8);
+    EXPECT_EQ(budget.Layers(15, 143, 15, 16), 8);
+    learn(1.5);
+    EXPECT_EQ(budget.Layers(15, 143, 15, 16), 6);
+  }
+}
+
+// Decodes have become slower by half since prompts were computed last. Steps may take 1.5 * 81 = 121.5 ms now: time for
+// the 110 - 81 ms that all layers of prompts would take, had they not become slower, too.
+TEST(StepBudget, WhatSlowsDecodesDownIsExpectedOfPromptsToo) {
+  StepBudget budget(kTarget, 512, 16);
+  for (int i = 0; i < 20; ++i) {
+    budget.StepTook(15, absl::Milliseconds(54));
+    budget.StepTook(143, absl::Milliseconds(110));
+  }
+  for (int i = 0; i < 20; ++i) budget.StepTook(15, absl::Milliseconds(81));
+  EXPECT_LE(budget.Layers(15, 143, 15, 16), 8);
 }
 
 TEST(StepBudget, FollowsAMachineThatBecomesSlowerAndFaster) {
   double slowness = 1;
   const Machine machine = [&](int rows) { return slowness * (20 + rows); };
-  StepBudget budget(kTarget, 512);
+  StepBudget budget(kTarget, 512, 1);
   Serve(budget, machine, 10, 20);
   for (double now : {2.0, 0.5}) {
     slowness = now;
     Serve(budget, machine, 10, 20);
-    EXPECT_LE(machine(budget.Rows(1, 1)), 100);
-    EXPECT_GE(machine(budget.Rows(1, 1)), 70);
+    EXPECT_LE(machine(budget.Rows(1, 1, 1)), 100);
+    EXPECT_GE(machine(budget.Rows(1, 1, 1)), 70);
   }
 }
 
-// The target cannot be met: 40 rows that decode take 130 ms. With the prompts' share a step takes 1.55 times that,
-// 201.5 ms.
+// The target cannot be met: 40 rows that decode take 130 ms. With the prompts' share a step takes 1.5 times that,
+// 195 ms.
 TEST(StepBudget, WhereDecodesTakeTheWholeTargetPromptsStillGetTheirShare) {
   const Machine machine = [](int rows) { return 10 + 3 * rows; };
-  StepBudget budget(kTarget, 512);
+  StepBudget budget(kTarget, 512, 1);
   budget.StepTook(40, absl::Milliseconds(machine(40)));
   Serve(budget, machine, 40, 20);
-  EXPECT_NEAR(machine(budget.Rows(40, 40)), 227.5, 20);
-  EXPECT_LE(machine(budget.Rows(5, 5)), 100) << "and with fewer the target holds again";
+  EXPECT_NEAR(machine(budget.Rows(40, 40, 1)), 195, 20);
+  EXPECT_LE(machine(budget.Rows(5, 5, 1)), 100) << "and with fewer the target holds again";
 }
 
 // Eight decode. What they alone need says nothing of what is to come: with those that wait, it is the time of all
 // together, and three quarters of it again, that a step needs lest prompts trickle in. On this machine 20 rows take 70
 // ms, and 122.5 with the prompts' share; 40 rows 130 ms and 227.5, which is past twice the target of 85 (15 of the 100
-// are kept in reserve); 8 rows 34 ms and 59.5, for which the target does.
+// are kept in reserve); 8 rows 34 ms and, as nobody waits, 51, for which the target does.
 TEST(StepBudget, WhereAllTogetherWouldFillTheTargetStepsGetLongerButNoMoreThanTwice) {
   const Machine machine = [](int rows) { return 10 + 3 * rows; };
   const auto time_with = [&](int waiting) {
-    StepBudget budget(kTarget, 512);
+    StepBudget budget(kTarget, 512, 1);
     budget.StepTook(8, absl::Milliseconds(machine(8)));
     Serve(budget, machine, 8, 20, waiting);
-    return machine(budget.Rows(8, 8 + waiting));
+    return machine(budget.Rows(8, 8 + waiting, 1));
   };
   EXPECT_NEAR(time_with(0), 85, 9);
   EXPECT_NEAR(time_with(12), 122.5, 12);
@@ -110,10 +143,34 @@ TEST(StepBudget, WhereAllTogetherWouldFillTheTargetStepsGetLongerButNoMoreThanTw
   EXPECT_NEAR(time_with(200), 170, 15);
 }
 
+// Of 16 layers, on a machine whose time is known: 8 that decode take 34 ms, with 92 of a prompt 310 ms, so 17.25 ms
+// more for each of its layers; half as long again as the decodes' is less than the target, 85 ms (15 are kept in
+// reserve). That leaves time for (85 - 34) / 17.25 = 2.96 layers a step, so 8 steps of two.
+TEST(StepBudget, LayersAreSharedOutOverStepsThatEndWithinTheTarget) {
+  const Machine machine = [](int rows) { return 10 + 3 * rows; };
+  StepBudget budget(kTarget, 512, 16);
+  EXPECT_EQ(budget.Layers(8, 100, 9, 16), 16) << "nothing is known";
+  for (int rows : {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512}) {
+    budget.StepTook(rows, absl::Milliseconds(machine(rows)));
+  }
+  EXPECT_EQ(budget.Layers(8, 100, 9, 16), 2);
+  EXPECT_EQ(budget.Layers(8, 100, 9, 3), 2);
+  EXPECT_EQ(budget.Layers(8, 100, 9, 2), 2);
+  EXPECT_EQ(budget.Layers(8, 8 + 17, 9, 16), 16) << "51 ms more";
+  // 5 rows are 15 ms more than the time for decodes leaves: two steps, of equal length.
+  EXPECT_EQ(budget.Layers(8, 8 + 22, 9, 16), 8);
+  EXPECT_EQ(budget.Layers(8, 500, 9, 16), 1) << "92 ms a layer: but no prompt stands still";
+  // Rows whose layers, one a step, take the 51 ms that are left: 816 ms more, 272 rows.
+  EXPECT_NEAR(budget.Rows(8, 9, 1), 8 + 272, 3);
+  EXPECT_NEAR(budget.Rows(8, 9, 2), 8 + 136, 3);
+  EXPECT_NEAR(budget.Rows(8, 9, 16), 8 + 17, 1);
+}
+
 TEST(StepBudget, WithoutATargetNothingIsTooSlow) {
-  StepBudget budget(absl::InfiniteDuration(), 512);
+  StepBudget budget(absl::InfiniteDuration(), 512, 1);
   for (int i = 0; i < 10; ++i) budget.StepTook(512, absl::Seconds(100));
-  EXPECT_EQ(budget.Rows(1, 1), 512);
+  EXPECT_EQ(budget.Rows(1, 1, 1), 512);
+  EXPECT_EQ(budget.Layers(1, 512, 1, 1), 1);
 }
 
 }  // namespace
