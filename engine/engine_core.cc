@@ -267,6 +267,7 @@ void EngineCore::ComposeStep(const ScheduledStep& step) {
   if (sequences > max_running_seen_.load(std::memory_order_relaxed)) max_running_seen_.store(sequences);
   if (options_.step_observer) {
     trace.rows = static_cast<int>(step_tokens_.size());
+    if (trace.prefill_rows > 0) trace.prefill_layers = step.layer_end - step.layer_begin;
     trace.sequences = sequences;
     trace.domains = std::popcount(domains_seen);
     options_.step_observer(trace);
@@ -320,17 +321,6 @@ void EngineCore::Deliver(LogitRow& row, std::span<const Logprob> top) {
   if (state.num_generated() == request.max_new_tokens) Finish(state, FinishReason::kLength, absl::OkStatus());
 }
 
-void EngineCore::LearnTimes(const ScheduledStep& step, int rows, absl::Duration time, const LayerTimes& layers) {
-  if (step.num_layered == 0) return budget_.StepTook(rows, time);
-  const int num_layers = static_cast<int>(model_.spec().layers.size());
-  const int num_layered = step.layer_end - step.layer_begin;
-  const int num_others = num_layers - num_layered;
-  const int whole_rows = step.chunks[step.chunks.size() - static_cast<size_t>(step.num_layered)].row_begin;
-  const absl::Duration rest = time - layers.layered - layers.others;
-  budget_.StepTook(rows, rest + layers.layered * num_layers / num_layered);
-  if (whole_rows > 0 && num_others > 0) budget_.StepTook(whole_rows, rest + layers.others * num_layers / num_others);
-}
-
 void EngineCore::RunStep(const ScheduledStep& step) {
   ComposeStep(step);
   const int rows = static_cast<int>(step_tokens_.size());
@@ -355,7 +345,18 @@ void EngineCore::RunStep(const ScheduledStep& step) {
     }
     PostNotifications();
   }
-  LearnTimes(step, rows, absl::Now() - begin, layer_times);
+  const absl::Duration time = absl::Now() - begin;
+  if (step.num_layered == 0) {
+    budget_.StepTook(rows, time);
+  } else {
+    budget_.LayeredStepTook(
+        {.rows = rows,
+         .whole_rows = step.chunks[step.chunks.size() - static_cast<size_t>(step.num_layered)].row_begin,
+         .layers = step.layer_end - step.layer_begin,
+         .in_layers = layer_times.layered,
+         .in_others = layer_times.others,
+         .time = time});
+  }
   for (RequestState* state : scored_only_) Finish(*state, FinishReason::kScored, absl::OkStatus());
   PostNotifications();
   std::erase_if(live_, [](const StatePtr& state) { return state->has_finished; });

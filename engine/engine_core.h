@@ -67,8 +67,6 @@ class EngineCore {
   void RunStep(const ScheduledStep& step);
   void PublishCounters();
   void ComposeStep(const ScheduledStep& step);
-  // What the step of these rows, of which the first so many passed all layers, says of steps whose rows all do.
-  void LearnTimes(const ScheduledStep& step, int rows, absl::Duration time, const LayerTimes& layers);
   // Scores or samples row `i` of the tile that begins at logit row `first`. Runs on a compute thread.
   void Evaluate(int first, int i, int thread);
   void Deliver(LogitRow& row, std::span<const Logprob> top);

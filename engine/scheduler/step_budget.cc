@@ -59,6 +59,13 @@ void StepBudget::StepTook(int rows, absl::Duration time) {
   }
 }
 
+void StepBudget::LayeredStepTook(const LayeredStep& step) {
+  const int others = num_layers_ - step.layers;
+  const absl::Duration rest = step.time - step.in_layers - step.in_others;
+  StepTook(step.rows, rest + step.in_layers * num_layers_ / step.layers);
+  if (step.whole_rows > 0 && others > 0) StepTook(step.whole_rows, rest + step.in_others * num_layers_ / others);
+}
+
 double StepBudget::LeastSecondsOf(int rows) const {
   double least = 0;
   for (const Point& p : points_) {

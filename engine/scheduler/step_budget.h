@@ -14,6 +14,16 @@
 
 namespace scion {
 
+// A step in which some rows passed all layers, and the others some.
+struct LayeredStep {
+  int rows = 0;
+  int whole_rows = 0;        // of these, that passed all layers; may be none
+  int layers = 0;            // that all rows passed
+  absl::Duration in_layers;  // spent in these
+  absl::Duration in_others;
+  absl::Duration time;  // of the step
+};
+
 class StepBudget {
  public:
   // target: above zero; may be infinite. num_layers: equal shares of a step, as many as a prompt's rows may be spread
@@ -22,6 +32,8 @@ class StepBudget {
 
   // All of whose rows passed all layers.
   void StepTook(int rows, absl::Duration time);
+  // Says what a step would take in which all rows pass all layers, and one of the whole rows alone.
+  void LayeredStepTook(const LayeredStep& step);
   // How many rows a step may have, `decode_rows` rows that decode among them, while `sequences` (those included) decode
   // or will, once their prompts are computed. As many as end within the target if the rows of prompts pass so many
   // layers a step; but where that would leave prompts too little, a step may take

@@ -204,13 +204,17 @@ TEST_F(EngineTest, ARequestThatLeavesInItsPrefillTakesNothingFromThoseThatShareI
 }
 
 // No machine computes a row in a microsecond: 1600 prompt tokens get the least there is, beside the one that decodes.
+// Answers are the same, and so is what experts have computed.
 TEST_F(EngineTest, PromptsDoNotPushAStepBeyondTheTargetForTheInterTokenLatency) {
+  std::vector<std::vector<int32_t>> answers;
+  std::vector<std::vector<uint64_t>> expert_tokens;  // of the first sparse layer, by target and domain
   for (absl::Duration target : {absl::Microseconds(1), absl::InfiniteDuration()}) {
     StepGate gate;
     std::mutex mutex;
     std::vector<StepTrace> steps;
     EngineOptions options = Options();
     options.max_step_tokens = 500;
+    options.prefix_cache = false;
     options.itl_target = target;
     options.step_observer = [&](const StepTrace& t) {
       gate.Pass();
@@ -222,19 +226,34 @@ TEST_F(EngineTest, PromptsDoNotPushAStepBeyondTheTargetForTheInterTokenLatency) 
     gate.Allow(2);
     EXPECT_EQ(decoding->Next().kind, Event::Kind::kToken);
     std::vector<std::unique_ptr<RequestHandle>> prompts;
-    for (int i = 0; i < 4; ++i) prompts.push_back(Submit(Prompt(400, 1, i % 3)));
+    for (int i = 0; i < 4; ++i) prompts.push_back(Submit(Prompt(400, 5, i % 3)));
     gate.Allow(1 << 20);
     EXPECT_TRUE(Drain(*decoding).status.ok());
-    for (const auto& handle : prompts) EXPECT_TRUE(Drain(*handle).status.ok());
+    for (const auto& handle : prompts) {
+      const Result r = Drain(*handle);
+      EXPECT_TRUE(r.status.ok());
+      answers.push_back(r.tokens);
+    }
+    for (const DomainStats& domain : engine_->Stats().domains) expert_tokens.push_back(domain.expert_tokens.at(0));
     engine_.reset();
     const auto is_mixed = [](const StepTrace& t) { return t.decode_rows > 0 && t.prefill_rows > 0; };
     const auto mixed_steps = std::count_if(steps.begin(), steps.end(), is_mixed);
+    const int num_layers = test::TinyModelOptions().num_layers;
+    const auto layered_steps = std::count_if(steps.begin(), steps.end(), [&](const StepTrace& t) {
+      return t.prefill_rows > 0 && t.prefill_layers < num_layers;
+    });
     if (target == absl::InfiniteDuration()) {
       EXPECT_LE(mixed_steps, 8);
+      EXPECT_EQ(layered_steps, 0);
     } else {
       EXPECT_GT(mixed_steps, 12);
+      EXPECT_GT(layered_steps, 12);
     }
   }
+  ASSERT_EQ(answers.size(), 8u);
+  for (size_t i = 0; i < 4; ++i) EXPECT_EQ(answers[i], answers[i + 4]);
+  ASSERT_EQ(expert_tokens.size(), 6u);
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(expert_tokens[i], expert_tokens[i + 3]);
 }
 
 TEST_F(EngineTest, AOneTokenScoreEndsAtOnceWithNoScores) {

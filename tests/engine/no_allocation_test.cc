@@ -140,9 +140,12 @@ TEST(StepsWithPrefixHits, DoNotAllocate) {
   options.max_running_requests = 2;
   options.max_step_tokens = 64;
   options.kv_cache_bytes = 30 * 3 * 32 * 2 * 2 * 16;  // 30 blocks
-  options.step_observer = [&](const StepTrace&) {
+  options.itl_target = absl::Microseconds(1);         // so that prompts pass some layers a step
+  std::atomic<int> layered_steps{0};
+  options.step_observer = [&](const StepTrace& trace) {
     while (steps >= allowed_steps) std::this_thread::yield();
     steps.fetch_add(1);
+    if (trace.prefill_rows > 0 && trace.prefill_layers < model.num_layers) layered_steps.fetch_add(1);
   };
   absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(options);
   ASSERT_TRUE(engine.ok()) << engine.status();
@@ -152,7 +155,7 @@ TEST(StepsWithPrefixHits, DoNotAllocate) {
     r.prompt.assign(200, static_cast<int32_t>(3 + i / 8));  // eight that begin alike, then others
     r.prompt.resize(static_cast<size_t>(200 + i), 2);
     r.domain = i % 2;
-    r.max_new_tokens = 20;
+    r.max_new_tokens = i % 2 == 0 ? 20 : 27;
     r.ignore_eos = true;
     absl::StatusOr<std::unique_ptr<RequestHandle>> handle = (*engine)->Submit(std::move(r));
     ASSERT_TRUE(handle.ok()) << handle.status();
@@ -174,6 +177,7 @@ TEST(StepsWithPrefixHits, DoNotAllocate) {
   EXPECT_GT(after.prefix_hit_tokens, before.prefix_hit_tokens);
   EXPECT_GT(after.prefix_evictions, before.prefix_evictions);
   EXPECT_EQ(allocations, 0);
+  EXPECT_GT(layered_steps, 20);
 }
 
 }  // namespace

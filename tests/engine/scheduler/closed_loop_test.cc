@@ -72,9 +72,15 @@ Outcome Serve(int clients, const Machine& machine, int num_layers = 1) {
     const int whole_rows =
         step.num_layered == 0 ? rows : chunks[chunks.size() - static_cast<size_t>(step.num_layered)].row_begin;
     const double share = static_cast<double>(step.layer_end - step.layer_begin) / num_layers;
-    now += machine(rows) * share + (whole_rows > 0 ? machine(whole_rows) : 0) * (1 - share);
-    budget.StepTook(rows, absl::Milliseconds(machine(rows)));
-    if (whole_rows > 0 && whole_rows < rows) budget.StepTook(whole_rows, absl::Milliseconds(machine(whole_rows)));
+    const double in_layers = machine(rows) * share;
+    const double in_others = (whole_rows > 0 ? machine(whole_rows) : 0) * (1 - share);
+    now += in_layers + in_others;
+    budget.LayeredStepTook({.rows = rows,
+                            .whole_rows = whole_rows,
+                            .layers = step.layer_end - step.layer_begin,
+                            .in_layers = absl::Milliseconds(in_layers),
+                            .in_others = absl::Milliseconds(in_others),
+                            .time = absl::Milliseconds(in_layers + in_others)});
     scheduler.Complete();
     for (const ScheduledChunk& chunk : chunks) {
       if (!chunk.completes) continue;

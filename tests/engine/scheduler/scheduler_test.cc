@@ -559,6 +559,28 @@ TEST_F(SchedulerTest, AsManyTokensAsAreTimelyEitherWay) {
   }
 }
 
+// The last one let in decodes and finds no block, until another's prompt goes; by then a step is full without it.
+TEST_F(SchedulerTest, WhoFindsABlockWhileOthersAreBetweenLayersWaitsForRoomInTheStep) {
+  Make({.max_step_tokens = 10, .prefill_chunk_tokens = 8, .max_running = 8, .min_prefill_tokens = 1, .num_layers = 4},
+       11);
+  for (int i = 0; i < 2; ++i) AddPrompt(5);
+  Step();
+  Sequence* prompts[] = {AddPrompt(100, /*domain=*/0), AddPrompt(100, /*domain=*/2)};
+  for (int i = 0; i < 2; ++i) Step();
+  Sequence* last = AddPrompt(29, /*domain=*/1);
+  for (int steps = 0; last->num_computed < kBlock; ++steps) {
+    Step();
+    ASSERT_LT(steps, 25);
+  }
+  ASSERT_EQ(cache_->blocks_in_use(), 11);
+  const std::vector<ScheduledChunk> step = Step(10, 1);
+  ASSERT_EQ(Rows(step), 10);
+  ASSERT_EQ(step.size(), 3u) << "two decode, and one prompt passes the first layer";
+  scheduler_->Remove(step[2].sequence == prompts[0] ? prompts[1] : prompts[0]);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(RowsOf(Step(10, 1), last), 0);
+  EXPECT_EQ(RowsOf(Step(10, 1), last), 1);
+}
+
 TEST_F(SchedulerTest, WhoGivesWayBetweenLayersBeginsAnew) {
   Make({.max_step_tokens = 64, .prefill_chunk_tokens = 64, .max_running = 8, .num_layers = 100}, 3);
   Sequence* old = AddPrompt(31);

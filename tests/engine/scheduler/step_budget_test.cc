@@ -77,6 +77,7 @@ TEST(StepBudget, KnowsWhatItMeasuresBetweenItsPointsToo) {
     for (int i = 0; i < 20; ++i) {
       budget.StepTook(15, absl::Milliseconds(54 * slowness));
       budget.StepTook(143, absl::Milliseconds(120 * slowness));
+      budget.StepTook(180, absl::Milliseconds(130 * slowness));
     }
   };
   for (int round = 0; round < 3; ++round) {
@@ -164,6 +165,33 @@ TEST(StepBudget, LayersAreSharedOutOverStepsThatEndWithinTheTarget) {
   EXPECT_NEAR(budget.Rows(8, 9, 1), 8 + 272, 3);
   EXPECT_NEAR(budget.Rows(8, 9, 2), 8 + 136, 3);
   EXPECT_NEAR(budget.Rows(8, 9, 16), 8 + 17, 1);
+}
+
+// 4 of 16 layers took 30 ms for 143 rows, the other 12 took 39 for 15, and 2 ms were spent beside them. So 15 rows take
+// 54 ms through all layers, and 143 take 122: 17 for 4 layers more than 15 alone, and 31 of 85 are left, for 7.
+TEST(StepBudget, LearnsFromLayersWhatWholeStepsTake) {
+  StepBudget budget(kTarget, 512, 16);
+  for (int i = 0; i < 20; ++i) {
+    budget.LayeredStepTook({.rows = 143,
+                            .whole_rows = 15,
+                            .layers = 4,
+                            .in_layers = absl::Milliseconds(30),
+                            .in_others = absl::Milliseconds(39),
+                            .time = absl::Milliseconds(71)});
+  }
+  EXPECT_EQ(budget.Layers(15, 143, 15, 7), 7);
+  EXPECT_EQ(budget.Layers(15, 143, 15, 8), 4) << "two steps";
+  // With none that decode, nothing is said of them.
+  StepBudget alone(kTarget, 512, 16);
+  for (int i = 0; i < 20; ++i) {
+    alone.LayeredStepTook({.rows = 50,
+                           .whole_rows = 0,
+                           .layers = 8,
+                           .in_layers = absl::Milliseconds(40),
+                           .in_others = absl::ZeroDuration(),
+                           .time = absl::Milliseconds(45)});
+  }
+  EXPECT_NEAR(alone.Rows(0, 0, 16), 50, 1) << "which take 85 ms";
 }
 
 TEST(StepBudget, WithoutATargetNothingIsTooSlow) {
