@@ -23,7 +23,9 @@ EngineCore::EngineCore(const EngineOptions& options, Model& model, ThreadPool& p
                   .max_running = options.max_running_requests,
                   .num_layers = static_cast<int>(model.spec().layers.size())},
                  static_cast<int>(model.spec().domains.size()), cache, prefixes_ ? &*prefixes_ : nullptr),
-      budget_(options.itl_target, options.max_step_tokens, static_cast<int>(model.spec().layers.size())),
+      num_layers_(static_cast<int>(model.spec().layers.size())),
+      num_full_layers_(std::max(1, num_layers_ - 1)),
+      budget_(options.itl_target, options.max_step_tokens, num_full_layers_),
       notifier_(static_cast<size_t>(options.max_running_requests + options.max_waiting_requests)),
       domain_counters_(model.spec().domains.size()) {
   const size_t rows = static_cast<size_t>(options.max_step_tokens);
@@ -126,9 +128,14 @@ void EngineCore::Loop() {
     EndUnwanted();
     const int sequences = NumToDecode();
     const ScheduledStep step = scheduler_.Schedule({
-        .tokens = [&](int decode_rows, int layers) { return budget_.Rows(decode_rows, sequences, layers); },
-        .layers = [&](int decode_rows, int rows,
-                      int left) { return budget_.Layers(decode_rows, rows, sequences, left); },
+        .tokens = [&](int decode_rows,
+                      int layers) { return budget_.Rows(decode_rows, sequences, std::min(layers, num_full_layers_)); },
+        .layers =
+            [&](int decode_rows, int rows, int left) {
+              const int full_left = std::max(1, left - 1);
+              const int layers = budget_.Layers(decode_rows, rows, sequences, full_left);
+              return layers == full_left ? left : layers;
+            },
     });
     // Before the step's events are out: who has seen them finds them counted.
     PublishCounters();
@@ -220,7 +227,7 @@ void EngineCore::ComposeStep(const ScheduledStep& step) {
   const size_t num_whole = step.chunks.size() - static_cast<size_t>(step.num_layered);
   for (size_t i = 0; i < step.chunks.size(); ++i) {
     const ScheduledChunk& chunk = step.chunks[i];
-    const bool passes_last_layer = i < num_whole || step.layer_end == static_cast<int>(model_.spec().layers.size());
+    const bool passes_last_layer = i < num_whole || step.layer_end == num_layers_;
     RequestState& state = static_cast<RequestState&>(*chunk.sequence);
     if (!state.has_started) {
       state.has_started = true;
@@ -352,7 +359,7 @@ void EngineCore::RunStep(const ScheduledStep& step) {
     budget_.LayeredStepTook(
         {.rows = rows,
          .whole_rows = step.chunks[step.chunks.size() - static_cast<size_t>(step.num_layered)].row_begin,
-         .layers = step.layer_end - step.layer_begin,
+         .layers = std::max(1, std::min(step.layer_end, num_full_layers_) - step.layer_begin),
          .in_layers = layer_times.layered,
          .in_others = layer_times.others,
          .time = time});

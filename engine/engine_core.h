@@ -84,6 +84,9 @@ class EngineCore {
   const kernels::KernelTable& kernels_;
   std::optional<PrefixCache> prefixes_;
   Scheduler scheduler_;
+  const int num_layers_;
+  // In which rows of prompts cost time: in the last, all but those whose logits are wanted leave keys and values only.
+  const int num_full_layers_;
   StepBudget budget_;
   Notifier notifier_;
 

@@ -62,7 +62,8 @@ struct StepBatch {
   LayerRange layers = {};
 };
 
-// How long a step spent in the layers that layered chunks passed, and in the others.
+// How long a step spent in the layers that layered chunks passed, and in the others, but for the last, where a row of a
+// prompt costs little.
 struct LayerTimes {
   absl::Duration layered;
   absl::Duration others;

@@ -600,7 +600,7 @@ LayerTimes Transformer::Forward(const StepBatch& batch, KvCache& cache) {
     if (rows > 0) rows = Attention(batch, cache, layer, rows, resumes ? whole_rows : rows);
     if (rows > 0) Ffn(rows, layer);
     if (layer + 1 == layered.end && layered.end < num_layers) Hold(whole_rows, all_rows);
-    (in_range ? times.layered : times.others) += absl::Now() - begin;
+    if (layer + 1 < num_layers) (in_range ? times.layered : times.others) += absl::Now() - begin;
   }
   const size_t bytes = RowBytes(weights_.lm_head);
   ForRows(rows, [&](int row, int thread) {

@@ -9,13 +9,13 @@ namespace scion {
 namespace {
 
 // A step's time varies from one to the next, and a token is on its way for a while after its step.
-constexpr double kShareOfTarget = 0.85;
+constexpr double kShareOfTarget = 0.82;
 // So many times as long as decodes alone may take a step at least. Where a prompt's layers take as long as the decodes
 // of a step, that is two steps for each prompt; 16 sequences with answers of 64 tokens bring one every four.
 constexpr double kLeastTimeOverDecodes = 1.5;
 // At most, where the prompts of a good part of all sequences wait.
-constexpr double kMostTimeOverDecodes = 1.75;
-constexpr double kFewWaiting = 0.125;  // of all sequences
+constexpr double kMostTimeOverDecodes = 1.6;
+constexpr double kFewWaiting = 0.07;  // of all sequences
 // So many targets at most, on account of sequences that do not decode yet.
 constexpr double kMostTargets = 2;
 constexpr double kNewest = 0.3;  // weight of the newest measurement

@@ -18,7 +18,7 @@ namespace scion {
 struct LayeredStep {
   int rows = 0;
   int whole_rows = 0;        // of these, that passed all layers; may be none
-  int layers = 0;            // that all rows passed
+  int layers = 0;            // that all rows passed; at least 1
   absl::Duration in_layers;  // spent in these
   absl::Duration in_others;
   absl::Duration time;  // of the step
@@ -26,8 +26,8 @@ struct LayeredStep {
 
 class StepBudget {
  public:
-  // target: above zero; may be infinite. num_layers: equal shares of a step, as many as a prompt's rows may be spread
-  // over, a few in each step.
+  // target: above zero; may be infinite. num_layers: those among which the time of a prompt's rows is equally shared
+  // out.
   StepBudget(absl::Duration target, int max_rows, int num_layers);
 
   // All of whose rows passed all layers.
@@ -37,7 +37,7 @@ class StepBudget {
   // How many rows a step may have, `decode_rows` rows that decode among them, while `sequences` (those included) decode
   // or will, once their prompts are computed. As many as end within the target if the rows of prompts pass so many
   // layers a step; but where that would leave prompts too little, a step may take
-  // - half as long again as its decodes alone, and up to three quarters where prompts of many sequences wait,
+  // - half as long again as its decodes alone, six tenths where the prompts of some sequences wait,
   // - up to twice the target: half as long again as all the sequences' decodes together would.
   // For a server that lets prompts trickle in order to keep a target that is too low for its load keeps everybody
   // waiting: few decode in steps that are hardly cheaper than those of many. At least 1, at most max_rows; max_rows as

@@ -126,14 +126,14 @@ TEST(ClosedLoop, WithinTheTargetAsLongAsTheMachineCan) {
 }
 
 // 16 decodes take 60 ms at 1.15, 104 at 2. Held to the target, prompts would trickle in, 8 sequences decode, and 8 wait
-// for seconds. What a step may take instead is 1.5 to 1.75 times the decodes.
+// for seconds. What a step may take instead is 1.5 to 1.6 times the decodes.
 TEST(ClosedLoop, ATargetThatIsTooLowForTheLoadDoesNotMakeTheLoadWait) {
   for (int num_layers : {1, 4, 16, 80}) {
     for (double slowness : {1.15, 1.2, 1.25, 1.3, 1.4, 1.5, 1.75, 2.0}) {
       SCOPED_TRACE(testing::Message() << num_layers << " layers, slower by " << slowness);
       const Outcome o = Serve(16, SlowerBy(slowness), num_layers);
       EXPECT_GE(o.tokens_per_second, 0.9 * kBestTokensPerSecond / slowness);
-      EXPECT_LE(o.longest_gap, 1.02 * 1.75 * slowness * Milliseconds(16));
+      EXPECT_LE(o.longest_gap, 1.02 * 1.6 * slowness * Milliseconds(16));
       EXPECT_LE(o.ttft_p50, num_layers == 1 ? 1500 : 1000);
     }
   }
