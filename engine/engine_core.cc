@@ -236,7 +236,6 @@ void EngineCore::ComposeStep(const ScheduledStep& step) {
     }
     const int begin = state.num_computed;
     const int end = begin + chunk.num_tokens;
-    state.TakeNote(begin, end);
     step_tokens_.insert(step_tokens_.end(), state.tokens.begin() + begin, state.tokens.begin() + end);
     step_chunks_.push_back({.domain = state.domain,
                             .row_begin = chunk.row_begin,
@@ -249,6 +248,7 @@ void EngineCore::ComposeStep(const ScheduledStep& step) {
     domains_seen |= uint64_t{1} << (state.domain % 64);
     if (!passes_last_layer) continue;
 
+    state.TakeNote(begin, end);
     const int prompt_rows = std::max(0, std::min(end, state.num_prompt_tokens) - begin);
     domain_counters_[static_cast<size_t>(state.domain)].prompt_tokens.fetch_add(static_cast<uint64_t>(prompt_rows),
                                                                                 std::memory_order_relaxed);
@@ -331,6 +331,8 @@ void EngineCore::Deliver(LogitRow& row, std::span<const Logprob> top) {
 void EngineCore::RunStep(const ScheduledStep& step) {
   ComposeStep(step);
   const int rows = static_cast<int>(step_tokens_.size());
+  const int whole_rows =
+      step.num_layered == 0 ? rows : step.chunks[step.chunks.size() - static_cast<size_t>(step.num_layered)].row_begin;
   const absl::Time begin = absl::Now();
   const LayerTimes layer_times = model_.Forward({.token_ids = step_tokens_,
                                                  .chunks = step_chunks_,
@@ -353,16 +355,17 @@ void EngineCore::RunStep(const ScheduledStep& step) {
     PostNotifications();
   }
   const absl::Duration time = absl::Now() - begin;
+  const bool scores_prompts = logit_rows_.size() > step_chunks_.size();
   if (step.num_layered == 0) {
     budget_.StepTook(rows, time);
   } else {
-    budget_.LayeredStepTook(
-        {.rows = rows,
-         .whole_rows = step.chunks[step.chunks.size() - static_cast<size_t>(step.num_layered)].row_begin,
-         .layers = std::max(1, std::min(step.layer_end, num_full_layers_) - step.layer_begin),
-         .in_layers = layer_times.layered,
-         .in_others = layer_times.others,
-         .time = time});
+    budget_.LayeredStepTook({.rows = rows,
+                             .whole_rows = whole_rows,
+                             .layers = std::max(1, std::min(step.layer_end, num_full_layers_) - step.layer_begin),
+                             .in_layers = layer_times.layered,
+                             .in_others = layer_times.others,
+                             // Logits of whole prompts say nothing of steps without them.
+                             .time = scores_prompts ? layer_times.layered + layer_times.others : time});
   }
   for (RequestState* state : scored_only_) Finish(*state, FinishReason::kScored, absl::OkStatus());
   PostNotifications();

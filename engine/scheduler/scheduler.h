@@ -62,14 +62,14 @@ struct SchedulerLimits {
   // Of the model; with 1, chunks pass it as a whole.
   int num_layers = 1;
   // Prompt tokens that pass the layers over some steps. They are enough for an expert's weights to be read for several
-  // rows, and a newcomer that has to wait for them does not wait long.
+  // rows; who comes later waits for them, through no more steps than there are layers.
   int layered_tokens = 128;
 };
 
 class Scheduler {
  public:
-  // max_running <= max_step_tokens, so that no decoding sequence is ever left out for want of budget. prefixes: null
-  // for none.
+  // max_running <= max_step_tokens, so that no decoding sequence is left out for want of budget, but one that had found
+  // no block when prompts began to pass the layers, until these are through. prefixes: null for none.
   Scheduler(const SchedulerLimits& limits, int num_domains, KvCache& cache, PrefixCache* prefixes = nullptr);
 
   // Puts a new sequence behind all others of its domain.

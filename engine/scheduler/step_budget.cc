@@ -21,6 +21,8 @@ constexpr double kMostTargets = 2;
 constexpr double kNewest = 0.3;  // weight of the newest measurement
 // A measurement counts as at most so many times what was expected: one hiccup is no rule.
 constexpr double kMostSurprise = 1.5;
+// Of a step during which the clock was set back.
+constexpr double kShortest = 1e-6;
 
 }  // namespace
 
@@ -41,7 +43,7 @@ void StepBudget::StepTook(int rows, absl::Duration time) {
   Point& nearest = *std::min_element(points_.begin(), points_.end(), [log_rows](const Point& a, const Point& b) {
     return std::abs(std::log(a.rows) - log_rows) < std::abs(std::log(b.rows) - log_rows);
   });
-  const double seconds = absl::ToDoubleSeconds(time);
+  const double seconds = std::max(absl::ToDoubleSeconds(time), kShortest);
   if (nearest.is_measured) {
     const double surprise = std::min(seconds / SecondsOf(rows), kMostSurprise);
     const double change = 1 + kNewest * (surprise - 1);

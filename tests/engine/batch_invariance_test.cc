@@ -164,12 +164,18 @@ std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, 
       summary->widest_mixed_step = std::max(summary->widest_mixed_step, prefill + decode);
     }
     if (summary != nullptr && scheduled.layer_begin > 0) summary->resumed_chunks += scheduled.num_layered;
-    l.model->Forward({.token_ids = ids,
-                      .chunks = step_chunks,
-                      .logit_rows = rows,
-                      .num_layered_chunks = scheduled.num_layered,
-                      .layers = {.begin = scheduled.layer_begin, .end = scheduled.layer_end}},
-                     *l.cache);
+    const LayerTimes times = l.model->Forward({.token_ids = ids,
+                                               .chunks = step_chunks,
+                                               .logit_rows = rows,
+                                               .num_layered_chunks = scheduled.num_layered,
+                                               .layers = {.begin = scheduled.layer_begin, .end = scheduled.layer_end}},
+                                              *l.cache);
+    // The last layer is in neither.
+    const int last = limits.num_layers - 1;
+    EXPECT_EQ(times.layered > absl::ZeroDuration(), last == 0 || scheduled.layer_begin < last);
+    if (scheduled.num_layered == 0) {
+      EXPECT_EQ(times.others, absl::ZeroDuration());
+    }
     std::vector<float> all(ids.size() * vocab);
     for (size_t first = 0; first < rows.size(); first += 16) {
       const size_t n = std::min<size_t>(16, rows.size() - first);

@@ -248,12 +248,52 @@ TEST_F(EngineTest, PromptsDoNotPushAStepBeyondTheTargetForTheInterTokenLatency) 
     } else {
       EXPECT_GT(mixed_steps, 12);
       EXPECT_GT(layered_steps, 12);
+      // The last layer, which costs prompts little, comes with the one before it.
+      EXPECT_TRUE(std::any_of(steps.begin(), steps.end(), [](const StepTrace& t) { return t.prefill_layers == 2; }));
     }
   }
   ASSERT_EQ(answers.size(), 8u);
   for (size_t i = 0; i < 4; ++i) EXPECT_EQ(answers[i], answers[i + 4]);
   ASSERT_EQ(expert_tokens.size(), 6u);
   for (size_t i = 0; i < 3; ++i) EXPECT_EQ(expert_tokens[i], expert_tokens[i + 3]);
+}
+
+// Scored layer by layer beside one that decodes, and alone.
+TEST_F(EngineTest, ScoresAreTheSameLayerByLayer) {
+  std::vector<Result> results;
+  for (bool in_company : {false, true}) {
+    StepGate gate;
+    std::atomic<int> layered_steps{0};
+    EngineOptions options = Options();
+    options.prefix_cache = false;
+    options.itl_target = in_company ? absl::Microseconds(1) : absl::InfiniteDuration();
+    options.step_observer = [&](const StepTrace& t) {
+      gate.Pass();
+      if (t.prefill_rows > 0 && t.prefill_layers < test::TinyModelOptions().num_layers) layered_steps.fetch_add(1);
+    };
+    Start(options);
+    std::unique_ptr<RequestHandle> decoding;
+    if (in_company) {
+      decoding = Submit(Prompt(4, 300));
+      gate.Allow(2);
+      EXPECT_EQ(decoding->Next().kind, Event::Kind::kToken);
+    }
+    Request request = Prompt(150, 0, 1);
+    request.score_prompt = true;
+    std::unique_ptr<RequestHandle> scored = Submit(request);
+    gate.Allow(1 << 20);
+    results.push_back(Drain(*scored));
+    EXPECT_EQ(scored->cached_prompt_tokens(), 0);
+    EXPECT_EQ(engine_->Stats().domains[1].prompt_tokens, 150u);
+    if (in_company) {
+      EXPECT_TRUE(Drain(*decoding).status.ok());
+    }
+    EXPECT_EQ(layered_steps > 10, in_company);
+    engine_.reset();
+  }
+  ASSERT_EQ(results[0].logprobs.size(), 149u);
+  ASSERT_EQ(results[1].logprobs.size(), 149u);
+  EXPECT_EQ(std::memcmp(results[0].logprobs.data(), results[1].logprobs.data(), 149 * sizeof(float)), 0);
 }
 
 TEST_F(EngineTest, AOneTokenScoreEndsAtOnceWithNoScores) {

@@ -102,6 +102,18 @@ TEST(StepBudget, WhatSlowsDecodesDownIsExpectedOfPromptsToo) {
   EXPECT_LE(budget.Layers(15, 143, 15, 16), 8);
 }
 
+TEST(StepBudget, AClockThatIsSetBackIsForgottenToo) {
+  const Machine machine = [](int rows) { return 20 + rows; };
+  for (int steps : {0, 20}) {
+    StepBudget budget(kTarget, 512, 1);
+    Serve(budget, machine, 10, steps);
+    budget.StepTook(30, absl::Seconds(-3600));
+    Serve(budget, machine, 10, 40);
+    EXPECT_LE(machine(budget.Rows(1, 1, 1)), 100);
+    EXPECT_GE(machine(budget.Rows(1, 1, 1)), 70);
+  }
+}
+
 TEST(StepBudget, FollowsAMachineThatBecomesSlowerAndFaster) {
   double slowness = 1;
   const Machine machine = [&](int rows) { return slowness * (20 + rows); };
