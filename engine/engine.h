@@ -35,7 +35,7 @@ inline constexpr int kMaxStopTokens = 64;
 struct StepTrace {
   int rows = 0;
   int prefill_rows = 0;    // rows of prompts; the others are decode rows
-  int prefill_layers = 0;  // that these pass in the step
+  int prefill_layers = 0;  // that these pass in the step, at most
   int decode_rows = 0;
   int domains = 0;  // different domains in the step
   int sequences = 0;

@@ -139,7 +139,7 @@ void EngineCore::Loop() {
     });
     // Before the step's events are out: who has seen them finds them counted.
     PublishCounters();
-    if (!step.chunks.empty()) RunStep(step);
+    if (!step.chunks.empty()) RunStep(step, sequences);
   }
 }
 
@@ -248,10 +248,6 @@ void EngineCore::ComposeStep(const ScheduledStep& step) {
     domains_seen |= uint64_t{1} << (state.domain % 64);
     if (!passes_last_layer) continue;
 
-    state.TakeNote(begin, end);
-    const int prompt_rows = std::max(0, std::min(end, state.num_prompt_tokens) - begin);
-    domain_counters_[static_cast<size_t>(state.domain)].prompt_tokens.fetch_add(static_cast<uint64_t>(prompt_rows),
-                                                                                std::memory_order_relaxed);
     const auto want_logits = [&](int position, bool scores_prompt) {
       logit_row_indices_.push_back(chunk.row_begin + position - begin);
       logit_rows_.push_back(
@@ -263,12 +259,7 @@ void EngineCore::ComposeStep(const ScheduledStep& step) {
         want_logits(p, true);
       }
     }
-    if (!chunk.completes) continue;
-    if (state.request().max_new_tokens > 0) {
-      want_logits(end - 1, false);
-    } else {
-      scored_only_.push_back(&state);
-    }
+    if (chunk.completes && state.request().max_new_tokens > 0) want_logits(end - 1, false);
   }
   const int sequences = static_cast<int>(step.chunks.size());
   if (sequences > max_running_seen_.load(std::memory_order_relaxed)) max_running_seen_.store(sequences);
@@ -328,19 +319,48 @@ void EngineCore::Deliver(LogitRow& row, std::span<const Logprob> top) {
   if (state.num_generated() == request.max_new_tokens) Finish(state, FinishReason::kLength, absl::OkStatus());
 }
 
-void EngineCore::RunStep(const ScheduledStep& step) {
+void EngineCore::CountPassed(const ScheduledStep& step, int layer_end) {
+  const size_t num_whole = step.chunks.size() - static_cast<size_t>(step.num_layered);
+  for (const ScheduledChunk& chunk : layer_end == num_layers_ ? step.chunks : step.chunks.first(num_whole)) {
+    RequestState& state = static_cast<RequestState&>(*chunk.sequence);
+    const int begin = state.num_computed;
+    const int end = begin + chunk.num_tokens;
+    state.TakeNote(begin, end);
+    const int prompt_rows = std::max(0, std::min(end, state.num_prompt_tokens) - begin);
+    domain_counters_[static_cast<size_t>(state.domain)].prompt_tokens.fetch_add(static_cast<uint64_t>(prompt_rows),
+                                                                                std::memory_order_relaxed);
+    if (chunk.completes && state.request().max_new_tokens == 0) scored_only_.push_back(&state);
+  }
+  if (layer_end == step.layer_end) return;
+  // The layered chunks' logits, which come last, are still to come.
+  const int whole_rows = step.chunks[num_whole].row_begin;
+  const auto first = std::ranges::lower_bound(logit_row_indices_, whole_rows);
+  logit_rows_.resize(static_cast<size_t>(first - logit_row_indices_.begin()));
+}
+
+void EngineCore::RunStep(const ScheduledStep& step, int sequences) {
   ComposeStep(step);
   const int rows = static_cast<int>(step_tokens_.size());
   const int whole_rows =
       step.num_layered == 0 ? rows : step.chunks[step.chunks.size() - static_cast<size_t>(step.num_layered)].row_begin;
   const absl::Time begin = absl::Now();
-  const LayerTimes layer_times = model_.Forward({.token_ids = step_tokens_,
-                                                 .chunks = step_chunks_,
-                                                 .logit_rows = logit_row_indices_,
-                                                 .num_layered_chunks = step.num_layered,
-                                                 .layers = {.begin = step.layer_begin, .end = step.layer_end}},
-                                                cache_);
-  scheduler_.Complete();
+  const auto goes_on = [&](int layer) {
+    return layer >= num_full_layers_ || budget_.HasTime({.rows = rows,
+                                                         .whole_rows = whole_rows,
+                                                         .layers = layer,
+                                                         .layered = layer - step.layer_begin,
+                                                         .elapsed = absl::Now() - begin},
+                                                        sequences);
+  };
+  const LayersPassed passed = model_.Forward({.token_ids = step_tokens_,
+                                              .chunks = step_chunks_,
+                                              .logit_rows = logit_row_indices_,
+                                              .num_layered_chunks = step.num_layered,
+                                              .layers = {.begin = step.layer_begin, .end = step.layer_end},
+                                              .goes_on = goes_on},
+                                             cache_);
+  CountPassed(step, passed.end);
+  scheduler_.Complete(passed.end);
 
   const int tile = model_.options().max_logit_rows;
   const int num_rows = static_cast<int>(logit_rows_.size());
@@ -361,11 +381,11 @@ void EngineCore::RunStep(const ScheduledStep& step) {
   } else {
     budget_.LayeredStepTook({.rows = rows,
                              .whole_rows = whole_rows,
-                             .layers = std::max(1, std::min(step.layer_end, num_full_layers_) - step.layer_begin),
-                             .in_layers = layer_times.layered,
-                             .in_others = layer_times.others,
+                             .layers = std::max(1, std::min(passed.end, num_full_layers_) - step.layer_begin),
+                             .in_layers = passed.layered_time,
+                             .in_others = passed.others_time,
                              // Logits of whole prompts say nothing of steps without them.
-                             .time = scores_prompts ? layer_times.layered + layer_times.others : time});
+                             .time = scores_prompts ? passed.layered_time + passed.others_time : time});
   }
   for (RequestState* state : scored_only_) Finish(*state, FinishReason::kScored, absl::OkStatus());
   PostNotifications();

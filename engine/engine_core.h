@@ -64,9 +64,11 @@ class EngineCore {
   void EndUnwanted();
   // Of the live requests, those that generate, as far as they may run at once.
   int NumToDecode() const;
-  void RunStep(const ScheduledStep& step);
+  void RunStep(const ScheduledStep& step, int sequences);
   void PublishCounters();
   void ComposeStep(const ScheduledStep& step);
+  // Of the step, whose layered chunks have passed the layers before `layer_end`.
+  void CountPassed(const ScheduledStep& step, int layer_end);
   // Scores or samples row `i` of the tile that begins at logit row `first`. Runs on a compute thread.
   void Evaluate(int first, int i, int thread);
   void Deliver(LogitRow& row, std::span<const Logprob> top);

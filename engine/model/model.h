@@ -51,6 +51,8 @@ struct LayerRange {
   int end = 0;
 };
 
+inline bool AlwaysGoesOn(int /*layer*/) { return true; }
+
 struct StepBatch {
   std::span<const int32_t> token_ids;   // [rows], each in [0, vocab_size)
   std::span<const StepChunk> chunks;    // in row order, covering all rows
@@ -60,13 +62,17 @@ struct StepBatch {
   // in any order. They have no logits before the last layer.
   int num_layered_chunks = 0;
   LayerRange layers = {};
+  // Asked before each of these layers but the first: where the answer is no, `layers` end there, and what `logit_rows`
+  // says of layered chunks doesn't count. Must be cheap, and outlive the call.
+  absl::FunctionRef<bool(int layer)> goes_on = AlwaysGoesOn;
 };
 
-// How long a step spent in the layers that layered chunks passed, and in the others, but for the last, where a row of a
-// prompt costs little.
-struct LayerTimes {
-  absl::Duration layered;
-  absl::Duration others;
+// What became of a step's layered chunks, and how long it spent in the layers that they passed, and in the others, but
+// for the last, where a row of a prompt costs little.
+struct LayersPassed {
+  int end = 0;  // of the batch's `layers`
+  absl::Duration layered_time;
+  absl::Duration others_time;
 };
 
 class Model {
@@ -93,7 +99,7 @@ class Model {
   // Runs the layers for the batch's rows and keeps the final hidden state of logit_rows; of the other rows, the last
   // layer computes keys and values only. At most max_step_rows rows.
   // Never allocates. Only one thread at a time.
-  virtual LayerTimes Forward(const StepBatch& batch, KvCache& cache) = 0;
+  virtual LayersPassed Forward(const StepBatch& batch, KvCache& cache) = 0;
   // Logits of logit_rows[first .. first + count) of the last Forward: out [count, vocab_size]. count <= max_logit_rows.
   virtual void Logits(int first, int count, float* out) = 0;
 

@@ -569,45 +569,56 @@ void Transformer::Ffn(int rows, int layer) {
   });
 }
 
-LayerTimes Transformer::Forward(const StepBatch& batch, KvCache& cache) {
+LayersPassed Transformer::Forward(const StepBatch& planned, KvCache& cache) {
+  StepBatch batch = planned;
   const int all_rows = static_cast<int>(batch.token_ids.size());
   const int num_layers = static_cast<int>(spec_.layers.size());
   assert(all_rows <= options_.max_step_rows);
   assert(std::ranges::adjacent_find(batch.logit_rows, std::greater_equal<>()) == batch.logit_rows.end());
   // Layered chunks come last, so that the rows of a layer are always the first so many.
   const bool is_layered = batch.num_layered_chunks > 0;
-  const LayerRange layered = is_layered ? batch.layers : LayerRange{.begin = 0, .end = num_layers};
+  if (!is_layered) batch.layers = {.begin = 0, .end = num_layers};
+  const LayerRange& layered = batch.layers;
   const int whole_rows =
       is_layered ? batch.chunks[batch.chunks.size() - static_cast<size_t>(batch.num_layered_chunks)].row_begin
                  : all_rows;
   const auto rows_of = [&](int layer) { return layer >= layered.begin && layer < layered.end ? all_rows : whole_rows; };
+  const auto route_by_tables = [&](int first, int last) {
+    for (int layer = first; layer < last; ++layer) {
+      const int sparse = sparse_index_[static_cast<size_t>(layer)];
+      if (sparse < 0 || spec_.layers[static_cast<size_t>(layer)].ffn.router != RouterKind::kTable) continue;
+      const size_t rows = static_cast<size_t>(rows_of(layer));
+      plan_.BuildTable(sparse, batch.token_ids.first(rows), std::span(row_domain_).first(rows));
+    }
+  };
   DescribeRows(batch);
   Embed(batch, rows_of(0));
-  for (int layer = 0; layer < num_layers; ++layer) {
-    const int sparse = sparse_index_[static_cast<size_t>(layer)];
-    if (sparse < 0 || spec_.layers[static_cast<size_t>(layer)].ffn.router != RouterKind::kTable) continue;
-    const size_t rows = static_cast<size_t>(rows_of(layer));
-    plan_.BuildTable(sparse, batch.token_ids.first(rows), std::span(row_domain_).first(rows));
-  }
-  LayerTimes times;
+  route_by_tables(0, num_layers);
+  LayersPassed passed;
   int rows = all_rows;
   for (int layer = 0; layer < num_layers; ++layer) {
     const absl::Time begin = absl::Now();
+    if (is_layered && layer > layered.begin && layer < layered.end && !batch.goes_on(layer)) {
+      const auto of_whole = std::ranges::lower_bound(batch.logit_rows, whole_rows);
+      batch.logit_rows = {batch.logit_rows.begin(), of_whole};
+      route_by_tables(layer, std::exchange(batch.layers.end, layer));
+    }
     const bool in_range = layer >= layered.begin && layer < layered.end;
     const bool resumes = layer == layered.begin && layer > 0;
+    if (layer == layered.end) Hold(whole_rows, all_rows);
     rows = rows_of(layer);
     if (resumes) Resume(batch, whole_rows, layer);
     if (rows > 0) rows = Attention(batch, cache, layer, rows, resumes ? whole_rows : rows);
     if (rows > 0) Ffn(rows, layer);
-    if (layer + 1 == layered.end && layered.end < num_layers) Hold(whole_rows, all_rows);
-    if (layer + 1 < num_layers) (in_range ? times.layered : times.others) += absl::Now() - begin;
+    if (layer + 1 < num_layers) (in_range ? passed.layered_time : passed.others_time) += absl::Now() - begin;
   }
+  passed.end = layered.end;
   const size_t bytes = RowBytes(weights_.lm_head);
   ForRows(rows, [&](int row, int thread) {
     Prepare(weights_.lm_head, Norm(row, weights_.final_norm, thread),
             logit_activations_.data() + static_cast<size_t>(row) * bytes);
   });
-  return times;
+  return passed;
 }
 
 void Transformer::Logits(int first, int count, float* out) {

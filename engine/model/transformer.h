@@ -28,7 +28,7 @@ class Transformer final : public Model {
   }
   uint64_t shared_weight_bytes() const override { return weights_.shared_bytes(); }
   uint64_t active_weight_bytes(int domain) const override;
-  LayerTimes Forward(const StepBatch& batch, KvCache& cache) override;
+  LayersPassed Forward(const StepBatch& batch, KvCache& cache) override;
   void Logits(int first, int count, float* out) override;
   uint64_t ExpertTokens(int layer, int domain, int expert) const override;
 

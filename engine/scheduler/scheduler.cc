@@ -189,12 +189,12 @@ ScheduledStep Scheduler::Schedule(const TimelySteps& timely) {
   return {.chunks = step_, .num_layered = num_layered_, .layer_begin = layer_begin_, .layer_end = layer_end_};
 }
 
-void Scheduler::Complete() {
+void Scheduler::Complete(int layer_end) {
   between_layers_.clear();
   const size_t num_whole = step_.size() - static_cast<size_t>(num_layered_);
   for (size_t i = 0; i < step_.size(); ++i) {
     ScheduledChunk& chunk = step_[i];
-    chunk.sequence->is_between_layers = i >= num_whole && layer_end_ < limits_.num_layers;
+    chunk.sequence->is_between_layers = i >= num_whole && layer_end < limits_.num_layers;
     if (chunk.sequence->is_between_layers) {
       chunk.held_row = chunk.row_begin - step_[num_whole].row_begin;
       between_layers_.push_back(chunk);
@@ -203,7 +203,7 @@ void Scheduler::Complete() {
       blocks_.Store(chunk.sequence);
     }
   }
-  if (!between_layers_.empty()) layer_begin_ = layer_end_;
+  if (!between_layers_.empty()) layer_begin_ = layer_end;
   step_.clear();
 }
 

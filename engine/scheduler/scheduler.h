@@ -84,8 +84,10 @@ class Scheduler {
     return Schedule({.tokens = [this](int, int) { return limits_.max_step_tokens; },
                      .layers = [](int, int, int left) { return left; }});
   }
-  // The step is computed: its tokens are in the cache.
-  void Complete();
+  // The step is computed: its tokens are in the cache, of its layered chunks in the layers before `layer_end`, which
+  // may be sooner than scheduled.
+  void Complete(int layer_end);
+  void Complete() { Complete(layer_end_); }
 
   int num_running() const { return static_cast<int>(running_.size()); }
   int num_waiting() const { return num_waiting_ + static_cast<int>(preempted_.size()); }

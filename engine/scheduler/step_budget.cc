@@ -21,6 +21,10 @@ constexpr double kMostTargets = 2;
 constexpr double kNewest = 0.3;  // weight of the newest measurement
 // A measurement counts as at most so many times what was expected: one hiccup is no rule.
 constexpr double kMostSurprise = 1.5;
+// A step that has begun slowly is taken to go on so, as if so many layers more had taken what was expected of them.
+constexpr double kLayersOfTrust = 4;
+// What a step is expected to take amid it swings by more than what steps are expected to take on average.
+constexpr double kLate = 1.04;
 // Of a step during which the clock was set back.
 constexpr double kShortest = 1e-6;
 
@@ -108,6 +112,18 @@ int StepBudget::Layers(int decode_rows, int rows, int sequences, int left) const
   const int most = spare > of_a_layer ? static_cast<int>(spare / of_a_layer) : 1;
   const int steps = (left + most - 1) / most;
   return (left + steps - 1) / steps;
+}
+
+bool StepBudget::HasTime(const StepSoFar& step, int sequences) const {
+  if (std::isinf(points_.front().seconds) || step.whole_rows == 0) return true;
+  const double of_whole = SecondsOf(step.whole_rows) / num_layers_;
+  const double of_others = SecondsOf(step.rows) / num_layers_ - of_whole;
+  const double expected = step.layers * of_whole + step.layered * of_others;
+  const double elapsed = absl::ToDoubleSeconds(step.elapsed);
+  const double trusted = kLayersOfTrust * of_whole;
+  const double slowness = std::clamp((elapsed + trusted) / (expected + trusted), 1 / kMostSurprise, kMostSurprise);
+  const double rest = (num_layers_ - step.layers) * of_whole + of_others;
+  return elapsed + slowness * rest <= kLate * MostSeconds(step.whole_rows, sequences);
 }
 
 int StepBudget::Rows(int decode_rows, int sequences, int layers) const {

@@ -24,6 +24,15 @@ struct LayeredStep {
   absl::Duration time;  // of the step
 };
 
+// Amid such a step.
+struct StepSoFar {
+  int rows = 0;
+  int whole_rows = 0;      // which decode
+  int layers = 0;          // that whole rows have passed
+  int layered = 0;         // that all rows have passed
+  absl::Duration elapsed;  // since it began
+};
+
 class StepBudget {
  public:
   // target: above zero; may be infinite. num_layers: those among which the time of a prompt's rows is equally shared
@@ -46,6 +55,9 @@ class StepBudget {
   // How many of the `left` layers that are left to them prompts may pass in a step of `rows` rows, by the same rule: at
   // least 1, and no more than steps of equal length need.
   int Layers(int decode_rows, int rows, int sequences, int left) const;
+  // Amid a layered step: whether all its rows may pass the next layer, too, so that it ends in time by the same rule,
+  // if it goes on as slowly as it has begun.
+  bool HasTime(const StepSoFar& step, int sequences) const;
 
  private:
   struct Point {

@@ -65,6 +65,8 @@ struct TraceSummary {
   int widest_mixed_step = 0;  // rows of the largest step of at least 3 domains with both prefill and decode in it
   int unwanted_rows = 0;
   int steps_without_logits = 0;
+  int cut_short = 0;       // layered steps that ended sooner than planned, and not at the last layer anyway
+  int cut_from_end = 0;    // or at the last layer otherwise
   int resumed_chunks = 0;  // that pass some layers, after others in earlier steps
 };
 
@@ -118,7 +120,7 @@ std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, 
                                                         .layers = [&](int, int, int) { return 1 + step % 2; }});
     const std::vector<ScheduledChunk> chunks(scheduled.chunks.begin(), scheduled.chunks.end());
     const size_t num_whole = chunks.size() - static_cast<size_t>(scheduled.num_layered);
-    const bool has_logits = scheduled.layer_end == limits.num_layers;
+    const bool is_to_end = scheduled.layer_end == limits.num_layers;
     if (chunks.empty()) {
       EXPECT_LT(step, 10000);
       continue;
@@ -129,7 +131,7 @@ std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, 
     int prefill = 0, decode = 0;
     for (const ScheduledChunk& c : chunks) {
       const Sequence& s = *c.sequence;
-      const bool passes_last_layer = step_chunks.size() < num_whole || has_logits;
+      const bool passes_last_layer = step_chunks.size() < num_whole || is_to_end;
       EXPECT_FALSE(c.completes && !passes_last_layer);
       for (int i = 0; i < c.num_tokens; ++i) {
         if (!passes_last_layer) {
@@ -164,17 +166,38 @@ std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, 
       summary->widest_mixed_step = std::max(summary->widest_mixed_step, prefill + decode);
     }
     if (summary != nullptr && scheduled.layer_begin > 0) summary->resumed_chunks += scheduled.num_layered;
-    const LayerTimes times = l.model->Forward({.token_ids = ids,
-                                               .chunks = step_chunks,
-                                               .logit_rows = rows,
-                                               .num_layered_chunks = scheduled.num_layered,
-                                               .layers = {.begin = scheduled.layer_begin, .end = scheduled.layer_end}},
-                                              *l.cache);
+    // Some end before what was planned, be it at the model's end or not.
+    std::vector<int> asked;
+    const auto goes_on = [&](int layer) {
+      asked.push_back(layer);
+      return (layer + step) % 4 != 0;
+    };
+    const LayersPassed passed =
+        l.model->Forward({.token_ids = ids,
+                          .chunks = step_chunks,
+                          .logit_rows = rows,
+                          .num_layered_chunks = scheduled.num_layered,
+                          .layers = {.begin = scheduled.layer_begin, .end = scheduled.layer_end},
+                          .goes_on = goes_on},
+                         *l.cache);
+    int end = scheduled.layer_end;
+    if (scheduled.num_layered > 0) {
+      std::vector<int> to_ask;
+      for (int layer = scheduled.layer_begin + 1; layer < end; ++layer) {
+        to_ask.push_back(layer);
+        if ((layer + step) % 4 == 0) end = layer;
+      }
+      EXPECT_EQ(asked, to_ask);
+      EXPECT_EQ(passed.end, end);
+      if (summary != nullptr && end < scheduled.layer_end) ++(is_to_end ? summary->cut_from_end : summary->cut_short);
+    }
+    const bool has_logits = end == limits.num_layers;
+    if (!has_logits) std::erase_if(rows, [&](int row) { return row >= step_chunks[num_whole].row_begin; });
     // The last layer is in neither.
     const int last = limits.num_layers - 1;
-    EXPECT_EQ(times.layered > absl::ZeroDuration(), last == 0 || scheduled.layer_begin < last);
+    EXPECT_EQ(passed.layered_time > absl::ZeroDuration(), last == 0 || scheduled.layer_begin < last);
     if (scheduled.num_layered == 0) {
-      EXPECT_EQ(times.others, absl::ZeroDuration());
+      EXPECT_EQ(passed.others_time, absl::ZeroDuration());
     }
     std::vector<float> all(ids.size() * vocab);
     for (size_t first = 0; first < rows.size(); first += 16) {
@@ -196,8 +219,8 @@ std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, 
       const float* source = &all[static_cast<size_t>(c.row_begin) * vocab];
       std::copy(source, source + count, out.begin() + static_cast<std::ptrdiff_t>(begin));
     }
-    scheduler.Complete();
-    for (const ScheduledChunk& c : chunks) {
+    scheduler.Complete(end);
+    for (const ScheduledChunk& c : std::span(chunks).first(has_logits ? chunks.size() : num_whole)) {
       if (!c.completes) continue;
       Sequence& s = *c.sequence;
       const size_t i = static_cast<size_t>(&s - sequences.data());
@@ -278,6 +301,7 @@ TEST_P(BatchInvarianceTest, LogitsHaveTheSameBitsAloneAndInCompany) {
     Loaded l = LoadModel(**checkpoint, kernels, weights, 1, 512, 32);
     for (const Prompt& p : prompts) alone.push_back(RunAlone(l, p));
   }
+  int cut_short = 0, cut_from_end = 0;
   for (int threads : {1, 2, 3, 5}) {
     for (int chunk : {1, 7, 64, 512}) {
       const bool layered = threads == 2 || threads == 3;
@@ -295,11 +319,15 @@ TEST_P(BatchInvarianceTest, LogitsHaveTheSameBitsAloneAndInCompany) {
       EXPECT_GE(trace.widest_mixed_step, 24);
       if (layered) {
         EXPECT_GE(trace.resumed_chunks, 20);
+        cut_short += trace.cut_short;
+        cut_from_end += trace.cut_from_end;
       }
       EXPECT_GE(trace.unwanted_rows, 100);
       if (HasFailure()) return;
     }
   }
+  EXPECT_GE(cut_short, 5);
+  EXPECT_GE(cut_from_end, 5);
   // One prompt and nothing else: steps of which nobody wants any logits.
   Loaded l = LoadModel(**checkpoint, kernels, weights, 2, 512, 32);
   TraceSummary trace;

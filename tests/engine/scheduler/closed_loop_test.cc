@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "engine/scheduler/scheduler.h"
@@ -19,7 +21,8 @@ constexpr int kOutputTokens = 64;
 constexpr int kRequestsOfAClient = 8;
 constexpr int kMaxStepTokens = 512;
 
-using Machine = std::function<double(int rows)>;  // milliseconds of a step
+using Machine = std::function<double(int rows)>;     // milliseconds of a step
+using Slowness = std::function<double(double now)>;  // of all that it does, at a time in milliseconds
 
 // Sixteen experts, one for each row: up to 16 rows each brings weights to be read, 52 ms for 16; then 0.9 ms a row,
 // and 0.8 where arithmetic alone is left.
@@ -35,7 +38,8 @@ struct Outcome {
   double longest_gap = 0;
 };
 
-Outcome Serve(int clients, const Machine& machine, int num_layers = 1) {
+Outcome Serve(
+    int clients, const Machine& machine, int num_layers = 1, const Slowness& slowness = [](double) { return 1.0; }) {
   struct Client {
     std::unique_ptr<Sequence> request;
     int requests = 0;
@@ -71,18 +75,34 @@ Outcome Serve(int clients, const Machine& machine, int num_layers = 1) {
     const int rows = chunks.back().row_begin + chunks.back().num_tokens;
     const int whole_rows =
         step.num_layered == 0 ? rows : chunks[chunks.size() - static_cast<size_t>(step.num_layered)].row_begin;
-    const double share = static_cast<double>(step.layer_end - step.layer_begin) / num_layers;
-    const double in_layers = machine(rows) * share;
-    const double in_others = (whole_rows > 0 ? machine(whole_rows) : 0) * (1 - share);
-    now += in_layers + in_others;
+    const double begin = now;
+    double in_layers = 0, in_others = 0;
+    int layer_end = step.layer_end;
+    for (int layer = 0; layer < num_layers; ++layer) {
+      if (step.num_layered > 0 && layer > step.layer_begin && layer < layer_end &&
+          !budget.HasTime({.rows = rows,
+                           .whole_rows = whole_rows,
+                           .layers = layer,
+                           .layered = layer - step.layer_begin,
+                           .elapsed = absl::Milliseconds(now - begin)},
+                          live)) {
+        layer_end = layer;
+      }
+      const bool with_all = layer >= step.layer_begin && layer < layer_end;
+      const int passing = with_all ? rows : whole_rows;
+      const double time = passing > 0 ? slowness(now) * machine(passing) / num_layers : 0;
+      (with_all ? in_layers : in_others) += time;
+      now += time;
+    }
     budget.LayeredStepTook({.rows = rows,
                             .whole_rows = whole_rows,
-                            .layers = step.layer_end - step.layer_begin,
+                            .layers = layer_end - step.layer_begin,
                             .in_layers = absl::Milliseconds(in_layers),
                             .in_others = absl::Milliseconds(in_others),
                             .time = absl::Milliseconds(in_layers + in_others)});
-    scheduler.Complete();
-    for (const ScheduledChunk& chunk : chunks) {
+    scheduler.Complete(layer_end);
+    const size_t num_whole = chunks.size() - static_cast<size_t>(step.num_layered);
+    for (const ScheduledChunk& chunk : std::span(chunks).first(layer_end == num_layers ? chunks.size() : num_whole)) {
       if (!chunk.completes) continue;
       Client& c = *client_of[chunk.sequence];
       c.request->tokens.push_back(8);
@@ -157,6 +177,16 @@ TEST(ClosedLoop, LayerByLayerExpertsAreReadForManyTokensWithinTheTarget) {
   EXPECT_LE(by_layers.longest_gap, 100);
   EXPECT_GE(by_layers.tokens_per_second, 1.05 * by_tokens.tokens_per_second);
   EXPECT_LE(by_layers.ttft_p50, by_tokens.ttft_p50);
+}
+
+// For a fifth of a second out of 1.3 all takes a third longer: of decodes 69 ms instead of 52, of a step that was
+// thought to take 82, 109. Not where it leaves layers to the next as soon as it runs late.
+TEST(ClosedLoop, WithinTheTargetOnAMachineThatIsSlowNowAndThen) {
+  const auto rough = [](double now) { return std::fmod(now, 1300) < 200 ? 1.33 : 1; };
+  const Outcome o = Serve(16, SlowerBy(1), 16, rough);
+  EXPECT_LE(o.longest_gap, 100);
+  EXPECT_GE(o.tokens_per_second, 0.9 * kBestTokensPerSecond);
+  EXPECT_LE(o.ttft_p50, 600);
 }
 
 // A crowd's prompts do not hold up those that decode for more than two targets.

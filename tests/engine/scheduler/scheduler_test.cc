@@ -56,14 +56,17 @@ class SchedulerTest : public testing::Test {
     return memory_[static_cast<size_t>(s.blocks.at(static_cast<size_t>(position / kBlock)) * kBlock +
                                        position % kBlock)];
   }
-  // A step whose rows pass all layers, or those of prompts as many as are timely; every sequence whose chunk completes
-  // gets a new token, as a decoder would give it.
-  std::vector<ScheduledChunk> Step(int timely_tokens = 1 << 20, int timely_layers = 1 << 20) {
+  // A step whose rows pass all layers, or those of prompts as many as are timely, less those that they are cut short by
+  // while it runs; every sequence whose chunk completes gets a new token, as a decoder would give it.
+  std::vector<ScheduledChunk> Step(int timely_tokens = 1 << 20, int timely_layers = 1 << 20, int cut_short_by = 0) {
     const ScheduledStep step = scheduler_->Schedule(
         {.tokens = [&](int, int) { return timely_tokens; }, .layers = [&](int, int, int) { return timely_layers; }});
     std::vector<ScheduledChunk> chunks(step.chunks.begin(), step.chunks.end());
     const size_t num_whole = chunks.size() - static_cast<size_t>(step.num_layered);
-    ends_ = step.layer_end == limits_.num_layers;
+    const bool is_to_end = step.layer_end == limits_.num_layers;
+    const int layer_end =
+        step.num_layered > 0 ? std::max(step.layer_begin + 1, step.layer_end - cut_short_by) : step.layer_end;
+    ends_ = layer_end == limits_.num_layers;
     std::vector<HeldRow> layered;
     const auto still_held =
         std::count_if(held_.begin(), held_.end(), [](const HeldRow& row) { return row.first->is_between_layers; });
@@ -74,7 +77,7 @@ class SchedulerTest : public testing::Test {
       EXPECT_EQ(c.row_begin, rows);
       EXPECT_GT(c.num_tokens, 0);
       EXPECT_LE(c.num_tokens, s.num_left());
-      EXPECT_EQ(c.completes, c.num_tokens == s.num_left() && (i < num_whole || ends_));
+      EXPECT_EQ(c.completes, c.num_tokens == s.num_left() && (i < num_whole || is_to_end));
       EXPECT_GE(static_cast<int>(s.blocks.size()) * kBlock, s.num_computed + c.num_tokens);
       rows += c.num_tokens;
       if (i >= num_whole) {
@@ -103,10 +106,15 @@ class SchedulerTest : public testing::Test {
       EXPECT_EQ(static_cast<ptrdiff_t>(layered.size()), still_held);
     }
     held_ = std::move(layered);
-    held_layers_ = ends_ ? 0 : step.layer_end;
-    scheduler_->Complete();
-    for (const ScheduledChunk& c : chunks) {
-      if (c.completes) c.sequence->tokens.push_back(1);
+    held_layers_ = ends_ ? 0 : layer_end;
+    if (cut_short_by > 0) {
+      scheduler_->Complete(layer_end);
+    } else {
+      scheduler_->Complete();
+    }
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      chunks[i].completes = chunks[i].completes && (i < num_whole || ends_);
+      if (chunks[i].completes) chunks[i].sequence->tokens.push_back(1);
     }
     return chunks;
   }
@@ -474,7 +482,8 @@ TEST_F(SchedulerTest, EverySequenceEndsWhateverComes) {
         left[AddTokens(tokens, static_cast<int>(random() % 2))] =
             1 + static_cast<int>(random() % (6 * kBlock - static_cast<unsigned>(prompt)));
       }
-      for (const ScheduledChunk& c : Step(1 + static_cast<int>(random() % 40), 1 + static_cast<int>(random() % 4))) {
+      for (const ScheduledChunk& c : Step(1 + static_cast<int>(random() % 40), 1 + static_cast<int>(random() % 4),
+                                          static_cast<int>(random() % 3))) {
         if (c.completes && --left[c.sequence] == 0) {
           scheduler_->Remove(c.sequence);
           left.erase(c.sequence);
@@ -541,6 +550,25 @@ TEST_F(SchedulerTest, PromptsPassAFewLayersAStepWhileOthersDecode) {
   EXPECT_EQ(RowsOf(step, a), 1);
   EXPECT_EQ(RowsOf(step, c), 10);
   EXPECT_EQ(RowsOf(step, late), 10);
+}
+
+// Planned to the last layer, cut short before it: what is left follows, and nobody has a token too early.
+TEST_F(SchedulerTest, AStepThatRunsLateLeavesLayersToTheNext) {
+  Make({.max_step_tokens = 200, .prefill_chunk_tokens = 50, .max_running = 8, .num_layers = 10, .layered_tokens = 100},
+       100);
+  AddPrompt(5);
+  Step();
+  Sequence* a = AddPrompt(50);
+  Step(51, 8, /*cut_short_by=*/3);
+  EXPECT_EQ(held_layers_, 5);
+  Step(51, 8, /*cut_short_by=*/1);
+  EXPECT_EQ(held_layers_, 9);
+  EXPECT_EQ(a->num_computed, 0);
+  EXPECT_EQ(a->num_left(), 50);
+  Step(51, 8, /*cut_short_by=*/3);
+  EXPECT_TRUE(ends_) << "one layer at least";
+  EXPECT_EQ(a->num_computed, 50);
+  EXPECT_EQ(a->num_left(), 1);
 }
 
 // What may pass all layers in one step is not made less by what may pass them one by one.

@@ -102,6 +102,46 @@ TEST(StepBudget, WhatSlowsDecodesDownIsExpectedOfPromptsToo) {
   EXPECT_LE(budget.Layers(15, 143, 15, 16), 8);
 }
 
+// A layer takes 3 ms with the 15 rows that decode and 8 with all 143; a step may take 82 * 1.04 = 85.3 ms, or where
+// decodes take 80 ms (5 and 10 a layer), 1.5 * 80 * 1.04 = 124.8.
+TEST(StepBudget, AmidAStepItSeesWhetherThereIsTimeForOneMoreLayer) {
+  StepBudget budget(kTarget, 512, 16);
+  const auto has_time = [&](int layers, int layered, double elapsed) {
+    return budget.HasTime(
+        {.rows = 143, .whole_rows = 15, .layers = layers, .layered = layered, .elapsed = absl::Milliseconds(elapsed)},
+        15);
+  };
+  EXPECT_TRUE(has_time(4, 4, 1e6)) << "nothing is known";
+  for (int i = 0; i < 20; ++i) {
+    budget.StepTook(15, absl::Milliseconds(48));
+    budget.StepTook(143, absl::Milliseconds(128));
+  }
+  // As expected: 8 ms for each that all have passed, then the next one, then 3 ms for each that is left.
+  EXPECT_TRUE(has_time(6, 6, 6 * 8)) << "48 + 5 + 30 = 83";
+  EXPECT_FALSE(has_time(7, 7, 7 * 8)) << "56 + 5 + 27 = 88";
+  EXPECT_TRUE(has_time(14, 6, 8 * 3 + 6 * 8)) << "72 + 5 + 6 = 83, wherever the layers are";
+  EXPECT_FALSE(has_time(15, 7, 8 * 3 + 7 * 8)) << "80 + 5 + 3 = 88";
+  // Held up by 12 ms: (32 + 12 + 12) / (32 + 12) = 1.27 for what is left, 41 ms: 96 in all, where 44 + 41 would do.
+  EXPECT_TRUE(has_time(4, 4, 32));
+  EXPECT_FALSE(has_time(4, 4, 44));
+  // Held up before the first of them: (50 + 12) / (24 + 12) = 1.7, taken for 1.5; 50 + 1.5 * 29 = 93.
+  EXPECT_TRUE(has_time(8, 0, 24));
+  EXPECT_FALSE(has_time(8, 0, 50));
+  // Quicker by a sixth: (60 + 12) / (72 + 12) = 0.86 for the 26 that are left, 82 ms in all, where 60 + 26 would not
+  // do.
+  EXPECT_FALSE(has_time(9, 9, 72));
+  EXPECT_TRUE(has_time(9, 9, 60));
+  EXPECT_TRUE(
+      budget.HasTime({.rows = 128, .whole_rows = 0, .layers = 8, .layered = 8, .elapsed = absl::Seconds(1)}, 15))
+      << "nobody waits";
+  for (int i = 0; i < 20; ++i) {
+    budget.StepTook(15, absl::Milliseconds(80));
+    budget.StepTook(143, absl::Milliseconds(160));
+  }
+  EXPECT_TRUE(has_time(7, 7, 70)) << "70 + 5 + 45 = 120";
+  EXPECT_FALSE(has_time(9, 9, 90)) << "90 + 5 + 35 = 130";
+}
+
 TEST(StepBudget, AClockThatIsSetBackIsForgottenToo) {
   const Machine machine = [](int rows) { return 20 + rows; };
   for (int steps : {0, 20}) {
