@@ -34,6 +34,7 @@ class LateModel final : public Model {
                                                cache);
     const int num_layers = static_cast<int>(spec().layers.size());
     if (planned.layers.end == num_layers && passed.end < num_layers) ++steps_cut_from_end;
+    if (planned.num_layered_chunks > 0 && !planned.goes_on(num_layers - 1)) ++last_layers_refused;
     return passed;
   }
   void Logits(int first, int count, float* out) override { model_.Logits(first, count, out); }
@@ -42,6 +43,7 @@ class LateModel final : public Model {
   }
 
   int steps_cut_from_end = 0;
+  int last_layers_refused = 0;  // asked when the step had passed all layers
 
  private:
   Model& model_;
@@ -115,6 +117,7 @@ TEST(EngineCore, AStepThatEndsBeforeTheLastLayerChangesNoAnswer) {
   LateModel late(**model);
   const std::vector<Result> got = Serve(late, pool, absl::Microseconds(1), prompt_tokens_late);
   EXPECT_GE(late.steps_cut_from_end, 2);
+  EXPECT_EQ(late.last_layers_refused, 0) << "it costs prompts little, however late the step is";
   const std::vector<uint64_t> twice = ExpertTokens(**model);
   EXPECT_GT(std::accumulate(expert_tokens.begin(), expert_tokens.end(), uint64_t{0}), 204u);
   for (size_t i = 0; i < twice.size(); ++i) EXPECT_EQ(twice[i], 2 * expert_tokens[i]) << "expert " << i;
