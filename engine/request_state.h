@@ -36,7 +36,7 @@ class RequestState : public Sequence, public std::enable_shared_from_this<Reques
   bool has_started = false;   // has been in a step
   bool has_finished = false;  // the terminal event is out
 
-  // Positions [begin, end) of the sequence are in a step. What lies before and never was has come from the prefix
+  // Positions [begin, end) of the sequence have been computed. What lies before and never was has come from the prefix
   // cache.
   void TakeNote(int begin, int end);
 
