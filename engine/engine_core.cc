@@ -333,7 +333,7 @@ void EngineCore::CountPassed(const ScheduledStep& step, int layer_end) {
   }
   if (layer_end == step.layer_end) return;
   // The layered chunks' logits, which come last, are still to come.
-  const int whole_rows = step.chunks[num_whole].row_begin;
+  const int whole_rows = static_cast<int>(step_tokens_.size()) - step.num_layered_rows;
   const auto first = std::ranges::lower_bound(logit_row_indices_, whole_rows);
   logit_rows_.resize(static_cast<size_t>(first - logit_row_indices_.begin()));
 }
@@ -341,8 +341,7 @@ void EngineCore::CountPassed(const ScheduledStep& step, int layer_end) {
 void EngineCore::RunStep(const ScheduledStep& step, int sequences) {
   ComposeStep(step);
   const int rows = static_cast<int>(step_tokens_.size());
-  const int whole_rows =
-      step.num_layered == 0 ? rows : step.chunks[step.chunks.size() - static_cast<size_t>(step.num_layered)].row_begin;
+  const int whole_rows = rows - step.num_layered_rows;
   const absl::Time begin = absl::Now();
   const auto goes_on = [&](int layer) {
     return layer >= num_full_layers_ || budget_.HasTime({.rows = rows,
@@ -355,7 +354,7 @@ void EngineCore::RunStep(const ScheduledStep& step, int sequences) {
   const LayersPassed passed = model_.Forward({.token_ids = step_tokens_,
                                               .chunks = step_chunks_,
                                               .logit_rows = logit_row_indices_,
-                                              .num_layered_chunks = step.num_layered,
+                                              .num_layered_rows = step.num_layered_rows,
                                               .layers = {.begin = step.layer_begin, .end = step.layer_end},
                                               .goes_on = goes_on},
                                              cache_);

@@ -57,10 +57,10 @@ struct StepBatch {
   std::span<const int32_t> token_ids;   // [rows], each in [0, vocab_size)
   std::span<const StepChunk> chunks;    // in row order, covering all rows
   std::span<const int32_t> logit_rows;  // rows whose next-token logits are wanted, ascending, none twice
-  // The last chunks may pass `layers` only (layered prefill, arXiv:2510.08055). Where these end before the model does,
-  // it holds the rows' hidden state until the next step, whose `layers` begin there; then they may be fewer chunks, and
-  // in any order. They have no logits before the last layer.
-  int num_layered_chunks = 0;
+  // The last so many rows, of whole chunks, may pass `layers` only (layered prefill, arXiv:2510.08055). Where these end
+  // before the model does, it holds the rows' hidden state until the next step, whose `layers` begin there; then they
+  // may be fewer chunks, and in any order. They have no logits before the last layer.
+  int num_layered_rows = 0;
   LayerRange layers = {};
   // Asked before each of these layers but the first: where the answer is no, `layers` end there, and what `logit_rows`
   // says of layered chunks doesn't count. Must be cheap, and outlive the call.

@@ -576,12 +576,10 @@ LayersPassed Transformer::Forward(const StepBatch& planned, KvCache& cache) {
   assert(all_rows <= options_.max_step_rows);
   assert(std::ranges::adjacent_find(batch.logit_rows, std::greater_equal<>()) == batch.logit_rows.end());
   // Layered chunks come last, so that the rows of a layer are always the first so many.
-  const bool is_layered = batch.num_layered_chunks > 0;
+  const bool is_layered = batch.num_layered_rows > 0;
   if (!is_layered) batch.layers = {.begin = 0, .end = num_layers};
   const LayerRange& layered = batch.layers;
-  const int whole_rows =
-      is_layered ? batch.chunks[batch.chunks.size() - static_cast<size_t>(batch.num_layered_chunks)].row_begin
-                 : all_rows;
+  const int whole_rows = all_rows - batch.num_layered_rows;
   const auto rows_of = [&](int layer) { return layer >= layered.begin && layer < layered.end ? all_rows : whole_rows; };
   const auto route_by_tables = [&](int first, int last) {
     for (int layer = first; layer < last; ++layer) {

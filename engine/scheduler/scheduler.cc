@@ -186,7 +186,11 @@ ScheduledStep Scheduler::Schedule(const TimelySteps& timely) {
         chunk.num_tokens == chunk.sequence->num_left() && (i < num_whole || layer_end_ == limits_.num_layers);
     row += chunk.num_tokens;
   }
-  return {.chunks = step_, .num_layered = num_layered_, .layer_begin = layer_begin_, .layer_end = layer_end_};
+  return {.chunks = step_,
+          .num_layered = num_layered_,
+          .num_layered_rows = whole ? 0 : step_rows_ - decode_tokens,
+          .layer_begin = layer_begin_,
+          .layer_end = layer_end_};
 }
 
 void Scheduler::Complete(int layer_end) {

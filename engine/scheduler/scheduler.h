@@ -40,6 +40,7 @@ struct ScheduledStep {
   std::span<const ScheduledChunk> chunks;  // in row order
   // The last so many pass layers [layer_begin, layer_end) only; the others all.
   int num_layered;
+  int num_layered_rows;  // of these chunks
   int layer_begin;
   int layer_end;
 };

@@ -176,7 +176,7 @@ std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, 
         l.model->Forward({.token_ids = ids,
                           .chunks = step_chunks,
                           .logit_rows = rows,
-                          .num_layered_chunks = scheduled.num_layered,
+                          .num_layered_rows = scheduled.num_layered_rows,
                           .layers = {.begin = scheduled.layer_begin, .end = scheduled.layer_end},
                           .goes_on = goes_on},
                          *l.cache);

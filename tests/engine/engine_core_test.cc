@@ -28,13 +28,13 @@ class LateModel final : public Model {
     const LayersPassed passed = model_.Forward({.token_ids = planned.token_ids,
                                                 .chunks = planned.chunks,
                                                 .logit_rows = planned.logit_rows,
-                                                .num_layered_chunks = planned.num_layered_chunks,
+                                                .num_layered_rows = planned.num_layered_rows,
                                                 .layers = planned.layers,
                                                 .goes_on = [](int layer) { return layer % 2 != 0; }},
                                                cache);
     const int num_layers = static_cast<int>(spec().layers.size());
     if (planned.layers.end == num_layers && passed.end < num_layers) ++steps_cut_from_end;
-    if (planned.num_layered_chunks > 0 && !planned.goes_on(num_layers - 1)) ++last_layers_refused;
+    if (planned.num_layered_rows > 0 && !planned.goes_on(num_layers - 1)) ++last_layers_refused;
     return passed;
   }
   void Logits(int first, int count, float* out) override { model_.Logits(first, count, out); }

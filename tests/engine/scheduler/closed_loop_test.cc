@@ -73,8 +73,7 @@ Outcome Serve(
          .layers = [&](int decode_rows, int rows, int left) { return budget.Layers(decode_rows, rows, live, left); }});
     const std::vector<ScheduledChunk> chunks(step.chunks.begin(), step.chunks.end());
     const int rows = chunks.back().row_begin + chunks.back().num_tokens;
-    const int whole_rows =
-        step.num_layered == 0 ? rows : chunks[chunks.size() - static_cast<size_t>(step.num_layered)].row_begin;
+    const int whole_rows = rows - step.num_layered_rows;
     const double begin = now;
     double in_layers = 0, in_others = 0;
     int layer_end = step.layer_end;

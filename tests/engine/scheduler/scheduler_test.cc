@@ -102,6 +102,7 @@ class SchedulerTest : public testing::Test {
       }
     }
     EXPECT_LE(rows, limits_.max_step_tokens);
+    EXPECT_EQ(step.num_layered_rows, static_cast<int>(layered.size()));
     if (still_held > 0) {
       EXPECT_EQ(static_cast<ptrdiff_t>(layered.size()), still_held);
     }
