@@ -64,7 +64,8 @@ Transformer::Transformer(ModelSpec spec, const ModelOptions& options, Weights we
       k_(options.kernels != nullptr ? *options.kernels : kernels::GetKernels(options.tier)),
       weights_(std::move(weights)),
       pool_(pool),
-      plan_(Routers(), options.max_step_rows) {}
+      plan_(Routers(), options.max_step_rows),
+      splitter_(pool.num_threads()) {}
 
 std::vector<LayerRouter> Transformer::Routers() const {
   std::vector<LayerRouter> routers;
@@ -146,7 +147,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(ModelSpec spec,
   const int widest_alone = std::max({s.vocab_size, static_cast<int>(t->qkv_width_), static_cast<int>(experts)});
   const size_t alone_panels = static_cast<size_t>(kernels::NumPanels(widest_alone) + kMaxMatrices);
   const size_t few_panels = static_cast<size_t>((2 * pool.num_threads() + kMaxMatrices) * kMaxRowRanges);
-  t->tasks_.reserve(std::max({max_groups * expert_panels, alone_panels, few_panels}));
+  t->splitter_.Reserve(std::max({max_groups * expert_panels, alone_panels, few_panels}));
   t->matmuls_.reserve(static_cast<size_t>(kMaxMatrices * kMaxRowRanges));
   return t;
 }
@@ -228,42 +229,18 @@ void Transformer::MatMul(std::span<const PackedMatrix> matrices, const std::byte
     column = next;
   }
   const StoreTo to = WhereTo(static_cast<size_t>(rows), last - first);
-  SplitGroups(matmuls_, [](const MatrixRows& m) { return m.num_panels; });
-  pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
-    const MatMulTask& t = tasks_[static_cast<size_t>(task)];
+  const auto group = [&](int g) {
+    const MatrixRows& m = matmuls_[static_cast<size_t>(g)];
+    return PanelGroup{.rows = m.end - m.begin, .num_panels = m.num_panels};
+  };
+  const std::span<const PanelTask> tasks = splitter_.Split(static_cast<int>(matmuls_.size()), group);
+  pool_.ParallelFor(static_cast<int>(tasks.size()), [&](int task, int) {
+    const PanelTask& t = tasks[static_cast<size_t>(task)];
     const MatrixRows& m = matmuls_[static_cast<size_t>(t.group)];
     const size_t begin = static_cast<size_t>(m.begin);
     k_.matmul(*m.matrix, activations + begin * row_bytes, m.end - m.begin, m.first_panel + t.panel_begin,
               m.first_panel + t.panel_end, m.y + begin * y_stride, y_stride, to);
   });
-}
-
-// Below so many rows, a panel takes as long as its weights take from memory.
-constexpr int kMemoryBoundRows = 8;
-
-template <typename Groups, typename NumPanels>
-void Transformer::SplitGroups(const Groups& groups, NumPanels&& num_panels) {
-  const auto panel_cost = [](const auto& group) { return std::max(group.end - group.begin, kMemoryBoundRows); };
-  int64_t left = 0;
-  for (const auto& group : groups) left += int64_t{panel_cost(group)} * num_panels(group);
-  // A round gives each thread a piece, the first round nearly all there is.
-  const int threads = pool_.num_threads();
-  int64_t piece = 0;
-  int in_round = 0;
-  tasks_.clear();
-  for (int g = 0; g < static_cast<int>(groups.size()); ++g) {
-    const int64_t cost = panel_cost(groups[static_cast<size_t>(g)]);
-    const int all = num_panels(groups[static_cast<size_t>(g)]);
-    for (int begin = 0; begin < all;) {
-      if (in_round == 0) piece = left * 15 / (16 * threads);
-      in_round = (in_round + 1) % threads;
-      const int64_t panels = std::max<int64_t>(1, (piece + cost / 2) / cost);
-      const int end = static_cast<int>(std::min<int64_t>(all, begin + panels));
-      tasks_.push_back({g, begin, end});
-      left -= cost * (end - begin);
-      begin = end;
-    }
-  }
 }
 
 void Transformer::DescribeRows(const StepBatch& batch) {
@@ -530,9 +507,16 @@ void Transformer::Ffn(int rows, int layer) {
     }
   }
   const size_t in_bytes = RowBytes(w.ffn[0].gate), out_bytes = RowBytes(w.ffn[0].down);
-  SplitGroups(groups_, [&](const FfnGroup&) { return kernels::NumPanels(f.intermediate_size); });
-  pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
-    const MatMulTask& t = tasks_[static_cast<size_t>(task)];
+  const auto split_experts = [&](int out_features) {
+    const auto group = [&](int g) {
+      const FfnGroup& expert = groups_[static_cast<size_t>(g)];
+      return PanelGroup{.rows = expert.end - expert.begin, .num_panels = kernels::NumPanels(out_features)};
+    };
+    return splitter_.Split(static_cast<int>(groups_.size()), group);
+  };
+  std::span<const PanelTask> tasks = split_experts(f.intermediate_size);
+  pool_.ParallelFor(static_cast<int>(tasks.size()), [&](int task, int) {
+    const PanelTask& t = tasks[static_cast<size_t>(task)];
     const FfnGroup& g = groups_[static_cast<size_t>(t.group)];
     k_.matmul_swiglu(g.weights->gate, g.weights->up, activations_.data() + static_cast<size_t>(g.begin) * in_bytes,
                      g.end - g.begin, t.panel_begin, t.panel_end, FormOf(g.weights->down),
@@ -541,9 +525,9 @@ void Transformer::Ffn(int rows, int layer) {
 
   const size_t visits = static_cast<size_t>(rows) * static_cast<size_t>(route == nullptr ? 1 : f.num_experts_per_tok);
   const StoreTo to = WhereTo(visits, static_cast<size_t>(hidden));
-  SplitGroups(groups_, [&](const FfnGroup&) { return kernels::NumPanels(hidden); });
-  pool_.ParallelFor(static_cast<int>(tasks_.size()), [&](int task, int) {
-    const MatMulTask& t = tasks_[static_cast<size_t>(task)];
+  tasks = split_experts(hidden);
+  pool_.ParallelFor(static_cast<int>(tasks.size()), [&](int task, int) {
+    const PanelTask& t = tasks[static_cast<size_t>(task)];
     const FfnGroup& g = groups_[static_cast<size_t>(t.group)];
     k_.matmul(g.weights->down, ffn_hidden_.data() + static_cast<size_t>(g.begin) * out_bytes, g.end - g.begin,
               t.panel_begin, t.panel_end,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/model/model.h"
+#include "engine/model/panel_splitter.h"
 #include "engine/model/weights.h"
 #include "engine/route/route_plan.h"
 
@@ -54,12 +55,6 @@ class Transformer final : public Model {
     const FfnWeights* weights;
     int begin;
     int end;
-  };
-  // A part of a grouped matmul: some panels of one group.
-  struct MatMulTask {
-    int group;
-    int panel_begin;
-    int panel_end;
   };
 
   // Tells the matrices that the caches won't keep their weights until the next step, if that is so.
@@ -113,11 +108,6 @@ class Transformer final : public Model {
     const size_t width = static_cast<size_t>(matrix.out_features);
     MatMul({&matrix, 1}, activations, rows, y, width, 0, width);
   }
-  // Fills tasks_ with the num_panels(group) panels of all groups, in order: first one large piece for each thread, for
-  // to begin a stream of weights costs as much as to read many kilobytes of it, then ever smaller ones, so that the
-  // threads end together.
-  template <typename Groups, typename NumPanels>
-  void SplitGroups(const Groups& groups, NumPanels&& num_panels);
   // Calls fn(row, thread) for rows [0, rows).
   template <typename Fn>
   void ForRows(int rows, Fn&& fn);
@@ -157,7 +147,7 @@ class Transformer final : public Model {
   std::vector<float> chosen_weights_;
   std::vector<FfnGroup> groups_;
   std::vector<MatrixRows> matmuls_;
-  std::vector<MatMulTask> tasks_;
+  PanelSplitter splitter_;
 
   // [sparse layer][expert of all domains]
   std::vector<std::unique_ptr<std::atomic<uint64_t>[]>> expert_tokens_;
