@@ -102,6 +102,26 @@ TEST_F(EngineTest, ScoresComeOnceThoughTheRequestGivesWayMidway) {
   EXPECT_EQ(r.tokens, std::vector<int32_t>(score.prompt.begin() + 1, score.prompt.end()));
 }
 
+// As above, but of a prompt that no one else has: what it finds of its own when it comes back was not cached for it.
+TEST_F(EngineTest, ARequestThatGaveWayDoesNotCountItsOwnBlocksAsCached) {
+  EngineOptions options = Options();
+  options.kv_cache_bytes = 6 * 3 * 32 * 2 * 2 * 16;  // six blocks of 32 tokens
+  options.max_step_tokens = 5;
+  options.max_running_requests = 2;
+  options.step_observer = [this](const StepTrace&) { gate_.Pass(); };
+  Start(options);
+  std::unique_ptr<RequestHandle> first = Submit(Prompt(20, 60));  // one block, then three
+  gate_.Allow(5);
+  EXPECT_EQ(first->Next().kind, Event::Kind::kToken);
+  std::unique_ptr<RequestHandle> second = Submit(Prompt(100, 28, 1));  // four blocks
+  gate_.Allow(1 << 20);
+  EXPECT_EQ(Drain(*second).tokens.size(), 28u);
+  EXPECT_EQ(Drain(*first).tokens.size(), 59u);
+  EXPECT_EQ(engine_->Stats().preemptions, 1u);
+  EXPECT_EQ(engine_->Stats().prefix_hit_tokens, 96u);
+  EXPECT_EQ(second->cached_prompt_tokens(), 0);
+}
+
 // The same requests, sampled, with and without: sharing the beginning with one that still runs, with one that has
 // ended, with what was generated, under a cache so small that blocks are evicted and sequences give way.
 TEST_F(EngineTest, ThePrefixCacheChangesNoText) {
