@@ -194,8 +194,8 @@ std::vector<Outcome> RunTogether(Loaded& l, const std::vector<Prompt>& prompts, 
     const bool has_logits = end == limits.num_layers;
     if (!has_logits) std::erase_if(rows, [&](int row) { return row >= step_chunks[num_whole].row_begin; });
     // The last layer is in neither.
-    const int last = limits.num_layers - 1;
-    EXPECT_EQ(passed.layered_time > absl::ZeroDuration(), last == 0 || scheduled.layer_begin < last);
+    const int last = static_cast<int>(l.model->spec().layers.size()) - 1;
+    EXPECT_EQ(passed.layered_time > absl::ZeroDuration(), scheduled.layer_begin < last);
     if (scheduled.num_layered == 0) {
       EXPECT_EQ(passed.others_time, absl::ZeroDuration());
     }
@@ -335,6 +335,27 @@ TEST_P(BatchInvarianceTest, LogitsHaveTheSameBitsAloneAndInCompany) {
       RunTogether(l, {prompts[8]}, {.max_step_tokens = 64, .prefill_chunk_tokens = 64, .max_running = 1}, &trace),
       {alone[8]}, vocab);
   EXPECT_GT(trace.steps_without_logits, 0);
+}
+
+TEST_P(BatchInvarianceTest, TheOnlyLayerIsTheLastToo) {
+  const auto& [kernels, weights] = GetParam();
+  const test::TempDir directory;
+  test::TinyModelOptions options = TestModel(weights);
+  options.num_layers = 1;
+  options.sparse_layers = {0};
+  test::WriteTinyModel(test::MakeTinyModel(options), directory.path());
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(directory.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const ModelSpec& spec = (*checkpoint)->spec();
+  const std::vector<Prompt> prompts = MakePrompts(spec);
+  Loaded l = LoadModel(**checkpoint, kernels, weights, 2, 512, 400);
+  std::vector<Outcome> alone;
+  for (const Prompt& p : prompts) alone.push_back(RunAlone(l, p));
+  TraceSummary trace;
+  ExpectSameBits(
+      RunTogether(l, prompts, {.max_step_tokens = 512, .prefill_chunk_tokens = 64, .max_running = 64}, &trace), alone,
+      static_cast<size_t>(spec.vocab_size));
+  EXPECT_GE(trace.unwanted_rows, 100);
 }
 
 TEST_P(BatchInvarianceTest, ASequenceThatGaveWayComesOutTheSame) {
