@@ -3,20 +3,29 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <memory>
 #include <numeric>
 #include <vector>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "engine/engine.h"
 #include "tests/support/tiny_model.h"
 
 namespace scion {
 namespace {
 
-// Passes on all that is asked of it, but lets no layered chunk pass a layer of even number after its first one.
-class LateModel final : public Model {
+// Passes on all that is asked of it. The second step waits until all requests are there. If it is late, each row takes
+// so long that no prompt passes all layers at once beside a decode, however busy the machine is; and no layered chunk
+// passes a layer of even number after its first one.
+class TimedModel final : public Model {
  public:
-  explicit LateModel(Model& model) : model_(model) {}
+  TimedModel(Model& model, bool is_late) : model_(model), is_late_(is_late) {}
+  void AllAreThere() {
+    all_are_there_ = true;
+    all_are_there_.notify_all();
+  }
   const ModelSpec& spec() const override { return model_.spec(); }
   const ModelOptions& options() const override { return model_.options(); }
   std::vector<KvPlaneSpec> KvPlanes() const override { return model_.KvPlanes(); }
@@ -25,16 +34,25 @@ class LateModel final : public Model {
   uint64_t shared_weight_bytes() const override { return model_.shared_weight_bytes(); }
   uint64_t active_weight_bytes(int domain) const override { return model_.active_weight_bytes(domain); }
   LayersPassed Forward(const StepBatch& planned, KvCache& cache) override {
-    const LayersPassed passed = model_.Forward({.token_ids = planned.token_ids,
-                                                .chunks = planned.chunks,
-                                                .logit_rows = planned.logit_rows,
-                                                .num_layered_rows = planned.num_layered_rows,
-                                                .layers = planned.layers,
-                                                .goes_on = [](int layer) { return layer % 2 != 0; }},
-                                               cache);
+    if (steps_++ > 0) all_are_there_.wait(false);
+    if (!is_late_) return model_.Forward(planned, cache);
+    LayersPassed passed = model_.Forward({.token_ids = planned.token_ids,
+                                          .chunks = planned.chunks,
+                                          .logit_rows = planned.logit_rows,
+                                          .num_layered_rows = planned.num_layered_rows,
+                                          .layers = planned.layers,
+                                          .goes_on = [](int layer) { return layer % 2 != 0; }},
+                                         cache);
     const int num_layers = static_cast<int>(spec().layers.size());
     if (planned.layers.end == num_layers && passed.end < num_layers) ++steps_cut_from_end;
     if (planned.num_layered_rows > 0 && !planned.goes_on(num_layers - 1)) ++last_layers_refused;
+    const int rows = static_cast<int>(planned.token_ids.size());
+    const int layered = planned.num_layered_rows > 0 ? passed.end - planned.layers.begin : num_layers;
+    const absl::Duration in_layers = rows * layered * kTimeOfARowInALayer;
+    const absl::Duration in_others = (rows - planned.num_layered_rows) * (num_layers - layered) * kTimeOfARowInALayer;
+    absl::SleepFor(in_layers + in_others);
+    passed.layered_time += in_layers;
+    passed.others_time += in_others;
     return passed;
   }
   void Logits(int first, int count, float* out) override { model_.Logits(first, count, out); }
@@ -46,7 +64,12 @@ class LateModel final : public Model {
   int last_layers_refused = 0;  // asked when the step had passed all layers
 
  private:
+  static constexpr absl::Duration kTimeOfARowInALayer = absl::Microseconds(300);
+
   Model& model_;
+  const bool is_late_;
+  int steps_ = 0;
+  std::atomic<bool> all_are_there_{false};
 };
 
 struct Result {
@@ -55,7 +78,7 @@ struct Result {
 };
 
 // One that decodes for long, and once it does, a prompt that is scored and one that is answered.
-std::vector<Result> Serve(Model& model, ThreadPool& pool, absl::Duration target, uint64_t& prompt_tokens) {
+std::vector<Result> Serve(TimedModel& model, ThreadPool& pool, absl::Duration target, uint64_t& prompt_tokens) {
   KvCache cache = *KvCache::Create(model.KvPlanes(), kernels::kKvBlockTokens, 64);
   EngineOptions options;
   options.itl_target = target;
@@ -84,9 +107,10 @@ std::vector<Result> Serve(Model& model, ThreadPool& pool, absl::Duration target,
     result.cached_prompt_tokens = state.cached_prompt_tokens();
     return result;
   };
-  const std::shared_ptr<RequestState> decoding = add(4, 300, false);
+  const std::shared_ptr<RequestState> decoding = add(4, 150, false);
   EXPECT_EQ(decoding->Next().kind, Event::Kind::kToken);
   const auto scored = add(70, 0, true), answered = add(90, 20, false), both = add(40, 3, true);
+  model.AllAreThere();
   std::vector<Result> results = {drain(*scored), drain(*answered), drain(*both), drain(*decoding)};
   prompt_tokens = core.Stats().domains[0].prompt_tokens;
   return results;
@@ -112,9 +136,9 @@ TEST(EngineCore, AStepThatEndsBeforeTheLastLayerChangesNoAnswer) {
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(**checkpoint, {.max_step_rows = 512}, pool);
   ASSERT_TRUE(model.ok()) << model.status();
   uint64_t prompt_tokens = 0, prompt_tokens_late = 0;
-  const std::vector<Result> want = Serve(**model, pool, absl::InfiniteDuration(), prompt_tokens);
+  TimedModel timely(**model, false), late(**model, true);
+  const std::vector<Result> want = Serve(timely, pool, absl::InfiniteDuration(), prompt_tokens);
   const std::vector<uint64_t> expert_tokens = ExpertTokens(**model);
-  LateModel late(**model);
   const std::vector<Result> got = Serve(late, pool, absl::Microseconds(1), prompt_tokens_late);
   EXPECT_GE(late.steps_cut_from_end, 2);
   EXPECT_EQ(late.last_layers_refused, 0) << "it costs prompts little, however late the step is";
